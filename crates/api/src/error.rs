@@ -1,0 +1,74 @@
+//! Errors as clients see them.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// The body of every answer that is not 2xx.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// What was wrong and what to do, for people.
+    pub error: String,
+    /// The same for programs; stable.
+    pub code: ErrorCode,
+    /// Only with [`ErrorCode::ExecTimeout`] and the guest errors of an exec: standard output so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdout: Option<String>,
+    /// As `stdout`, for standard error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr: Option<String>,
+}
+
+/// Stable error codes, with their HTTP status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// 400: the request is not what the route takes.
+    BadRequest,
+    /// 404: no such route.
+    NotFound,
+    /// 405: the route exists, not with this method.
+    MethodNotAllowed,
+    /// 404: no such sandbox.
+    SandboxNotFound,
+    /// 409: the sandbox is not in a state that allows this.
+    SandboxNotRunning,
+    /// 409: the sandbox was destroyed while the request ran.
+    SandboxDestroyed,
+    /// 413: the body is too large.
+    BodyTooLarge,
+    /// 415: the body is not JSON.
+    UnsupportedMediaType,
+    /// 503 with `Retry-After`: no room for another sandbox.
+    HostFull,
+    /// 503 with `Retry-After`: the server is going down.
+    ShuttingDown,
+    /// 502: the microVM did not come up.
+    BootFailed,
+    /// 502: the guest died or its agent broke off while the request ran.
+    GuestGone,
+    /// 504: the guest's agent did not answer in time.
+    GuestTimeout,
+    /// 504: the command outlived its time limit and was killed; the output so far is in the body.
+    ExecTimeout,
+    /// 500: a failure of the server itself; its log says more.
+    Internal,
+}
+
+impl ErrorCode {
+    /// The HTTP status that goes with the code.
+    #[must_use]
+    pub fn status(self) -> u16 {
+        match self {
+            Self::BadRequest => 400,
+            Self::NotFound | Self::SandboxNotFound => 404,
+            Self::MethodNotAllowed => 405,
+            Self::SandboxNotRunning | Self::SandboxDestroyed => 409,
+            Self::BodyTooLarge => 413,
+            Self::UnsupportedMediaType => 415,
+            Self::Internal => 500,
+            Self::BootFailed | Self::GuestGone => 502,
+            Self::HostFull | Self::ShuttingDown => 503,
+            Self::GuestTimeout | Self::ExecTimeout => 504,
+        }
+    }
+}

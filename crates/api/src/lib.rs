@@ -1,0 +1,14 @@
+//! What goes over Manta's HTTP interface: bodies, ids, error codes. No I/O.
+
+mod error;
+mod id;
+mod sandbox;
+mod server;
+
+pub use error::{ErrorBody, ErrorCode};
+pub use id::{IdError, SandboxId};
+pub use sandbox::{
+    CreateRequest, CreateResponse, DestroyRequest, DestroyResponse, DestroyStatus, ExecRequest, ExecResponse,
+    OutputEncoding, SandboxInfo, SandboxList, SandboxState,
+};
+pub use server::{Health, HealthStatus, HostConditions, VmmInfo};
