@@ -94,9 +94,15 @@ pub enum FrameError {
     /// More data bytes than allowed.
     #[error("data frame carries {0} bytes, more than {MAX_DATA}")]
     TooMuchData(usize),
-    /// A message that is not what its kind says.
-    #[error("malformed message in frame")]
-    Message(#[source] serde_json::Error),
+    /// A message that is malformed or that this version does not know. The agent answers such a
+    /// request with [`Reply::Failed`].
+    #[error("message of stream {id} is not understood")]
+    Message {
+        /// The stream, so that it can be answered.
+        id: u32,
+        /// What is wrong with the JSON.
+        source: serde_json::Error,
+    },
 }
 
 impl TryFrom<u8> for Channel {
@@ -128,9 +134,9 @@ impl Frame {
         out.push(kind);
         out.extend(id.to_le_bytes());
         match self {
-            Self::Hello(hello) => json(&mut out, hello)?,
-            Self::Request { request, .. } => json(&mut out, request)?,
-            Self::Reply { reply, .. } => json(&mut out, reply)?,
+            Self::Hello(hello) => json(id, &mut out, hello)?,
+            Self::Request { request, .. } => json(id, &mut out, request)?,
+            Self::Reply { reply, .. } => json(id, &mut out, reply)?,
             Self::Data { channel, bytes, .. } => {
                 if bytes.len() > MAX_DATA {
                     return Err(FrameError::TooMuchData(bytes.len()));
@@ -155,9 +161,9 @@ impl Frame {
         let id = u32::from_le_bytes([header[1], header[2], header[3], header[4]]);
         let channel = || payload.first().copied().ok_or_else(short).and_then(Channel::try_from);
         Ok(match header[0] {
-            0 => Self::Hello(parse(payload)?),
-            1 => Self::Request { id, request: parse(payload)? },
-            2 => Self::Reply { id, reply: parse(payload)? },
+            0 => Self::Hello(parse(id, payload)?),
+            1 => Self::Request { id, request: parse(id, payload)? },
+            2 => Self::Reply { id, reply: parse(id, payload)? },
             3 => {
                 let channel = channel()?;
                 let bytes = &payload[1..];
@@ -178,10 +184,95 @@ impl Frame {
     }
 }
 
-fn json(out: &mut Vec<u8>, message: &impl serde::Serialize) -> Result<(), FrameError> {
-    serde_json::to_writer(out, message).map_err(FrameError::Message)
+fn json(id: u32, out: &mut Vec<u8>, message: &impl serde::Serialize) -> Result<(), FrameError> {
+    serde_json::to_writer(out, message).map_err(|source| FrameError::Message { id, source })
 }
 
-fn parse<T: serde::de::DeserializeOwned>(payload: &[u8]) -> Result<T, FrameError> {
-    serde_json::from_slice(payload).map_err(FrameError::Message)
+fn parse<T: serde::de::DeserializeOwned>(id: u32, payload: &[u8]) -> Result<T, FrameError> {
+    serde_json::from_slice(payload).map_err(|source| FrameError::Message { id, source })
+}
+
+/// Any frame, for property tests.
+#[cfg(test)]
+pub(crate) mod arbitrary {
+    use super::{Channel, Frame};
+    use crate::message::arbitrary::{reply, request};
+    use crate::{Hello, MAX_DATA};
+    use proptest::prelude::*;
+
+    fn channel() -> impl Strategy<Value = Channel> {
+        prop::sample::select(vec![Channel::Stdin, Channel::Stdout, Channel::Stderr])
+    }
+
+    fn bytes() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..600),
+            (any::<u8>(), 0..=MAX_DATA).prop_map(|(byte, length)| vec![byte; length]),
+        ]
+    }
+
+    pub(crate) fn frame() -> impl Strategy<Value = Frame> {
+        let id = any::<u32>();
+        prop_oneof![
+            (any::<u32>(), any::<u64>())
+                .prop_map(|(version, session)| Frame::Hello(Hello { version, session })),
+            (id, request()).prop_map(|(id, request)| Frame::Request { id, request }),
+            (id, reply()).prop_map(|(id, reply)| Frame::Reply { id, reply }),
+            (id, channel(), bytes()).prop_map(|(id, channel, bytes)| Frame::Data { id, channel, bytes }),
+            (id, channel()).prop_map(|(id, channel)| Frame::Eof { id, channel }),
+            (id, channel(), any::<u32>()).prop_map(|(id, channel, bytes)| Frame::Credit {
+                id,
+                channel,
+                bytes
+            }),
+            id.prop_map(|id| Frame::Cancel { id }),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn bytes_and_back(frame in arbitrary::frame()) {
+            prop_assert_eq!(Frame::from_bytes(&frame.to_bytes().unwrap()).unwrap(), frame);
+        }
+
+        #[test]
+        fn any_bytes_are_a_frame_or_an_error(kind in 0_u8..9, rest in prop::collection::vec(any::<u8>(), 0..40)) {
+            let _ = Frame::from_bytes(&[&[kind], rest.as_slice()].concat());
+        }
+    }
+
+    #[test]
+    fn each_malformation_has_its_error() {
+        let parse = |bytes: &[u8]| Frame::from_bytes(bytes).unwrap_err();
+        assert!(matches!(parse(&[]), FrameError::TooShort(0)));
+        assert!(matches!(parse(&[6, 0, 0, 0]), FrameError::TooShort(4)));
+        assert!(matches!(parse(&[3, 0, 0, 0, 0]), FrameError::TooShort(5)));
+        assert!(matches!(parse(&[5, 0, 0, 0, 0, 1, 9, 9]), FrameError::TooShort(8)));
+        assert!(matches!(parse(&[4, 0, 0, 0, 0, 3]), FrameError::Channel(3)));
+        assert!(matches!(parse(&[7, 0, 0, 0, 0]), FrameError::Kind(7)));
+        assert!(matches!(parse(&[1, 5, 0, 0, 0, b'{']), FrameError::Message { id: 5, .. }));
+        let too_much = [&[3, 0, 0, 0, 0, 1], vec![0; MAX_DATA + 1].as_slice()].concat();
+        assert!(matches!(parse(&too_much), FrameError::TooMuchData(_)));
+    }
+
+    #[test]
+    fn the_wire_format_is_stable() {
+        let cancel = Frame::Cancel { id: 0x0403_0201 };
+        assert_eq!(cancel.to_bytes().unwrap(), [6, 1, 2, 3, 4]);
+        let credit = Frame::Credit { id: 1, channel: Channel::Stderr, bytes: 258 };
+        assert_eq!(credit.to_bytes().unwrap(), [5, 1, 0, 0, 0, 2, 2, 1, 0, 0]);
+        let ping = Frame::Request { id: 2, request: Request::Ping };
+        assert_eq!(ping.to_bytes().unwrap(), b"\x01\x02\0\0\0\"ping\"");
+        let from_a_newer_host = b"\x01\x02\0\0\0{\"exec\":{\"program\":{\"argv\":[\"ls\"]},\"timeout_ms\":1,\"output_limit\":2,\"new\":3}}";
+        assert!(matches!(
+            Frame::from_bytes(from_a_newer_host).unwrap(),
+            Frame::Request { id: 2, request: Request::Exec(exec) } if !exec.stdin && exec.env.is_empty()
+        ));
+    }
 }

@@ -28,8 +28,9 @@ pub const DEFAULT_VSOCK_PORT: u32 = 5252;
 /// Kernel command line parameter that tells the agent its vsock port.
 pub const VSOCK_PORT_PARAM: &str = "manta.vsock_port";
 
-/// Longest frame before encoding, bytes. Longer ones are dropped unread.
-pub const MAX_FRAME: usize = 64 * 1024;
+/// Longest frame before encoding, bytes: room for the longest command line Linux takes (128 KiB for
+/// one argument). Longer frames are dropped unread.
+pub const MAX_FRAME: usize = 256 * 1024;
 
 /// Most data bytes in one [`Frame::Data`]: small enough that streams interleave.
 pub const MAX_DATA: usize = 16 * 1024;

@@ -107,3 +107,50 @@ pub struct ExecExit {
     #[serde(default)]
     pub duration_us: u64,
 }
+
+/// Any message, for property tests.
+#[cfg(test)]
+pub(crate) mod arbitrary {
+    use super::{Exec, ExecExit, Network, Program, Reply, Request};
+    use proptest::prelude::*;
+
+    pub(crate) fn request() -> impl Strategy<Value = Request> {
+        let program = prop_oneof![
+            any::<String>().prop_map(Program::Shell),
+            prop::collection::vec(any::<String>(), 1..4).prop_map(Program::Argv),
+        ];
+        let env = prop::collection::vec((any::<String>(), any::<String>()), 0..3);
+        let exec = (program, any::<Option<String>>(), env, any::<(u64, u64, bool)>()).prop_map(
+            |(program, cwd, env, (timeout_ms, output_limit, stdin))| {
+                Request::Exec(Exec { program, cwd, env, timeout_ms, output_limit, stdin })
+            },
+        );
+        let network = any::<(u32, u8, u32, Vec<u8>, String)>().prop_map(
+            |(address, prefix_len, gateway, dns, hostname)| {
+                Request::Configure(Network {
+                    address: address.into(),
+                    prefix_len,
+                    gateway: gateway.into(),
+                    dns: dns.into_iter().map(|last| [10, 0, 0, last].into()).collect(),
+                    hostname,
+                })
+            },
+        );
+        prop_oneof![Just(Request::Ping), network, exec]
+    }
+
+    pub(crate) fn reply() -> impl Strategy<Value = Reply> {
+        let exit = any::<(i32, bool, bool, bool, u64)>().prop_map(
+            |(exit_code, timed_out, stdout_truncated, stderr_truncated, duration_us)| {
+                Reply::Exit(ExecExit {
+                    exit_code,
+                    timed_out,
+                    stdout_truncated,
+                    stderr_truncated,
+                    duration_us,
+                })
+            },
+        );
+        prop_oneof![Just(Reply::Done), exit, any::<String>().prop_map(|message| Reply::Failed { message }),]
+    }
+}

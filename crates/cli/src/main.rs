@@ -1,2 +1,50 @@
-//! stub
-fn main() {}
+//! `manta`: the one binary people run. Parses the command line and hands over.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Isolated Linux sandboxes, one microVM each.
+#[derive(Debug, Parser)]
+#[command(name = "manta", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve sandboxes over HTTP until SIGINT or SIGTERM
+    Server(Box<manta_server::ServerArgs>),
+    /// Measure the time from creating a sandbox to the output of its first command
+    Bench(manta_bench::BenchArgs),
+    /// Build the guest's kernel and root file system
+    Image(manta_image::ImageArgs),
+    /// Check everything the server needs, and say what to do about each finding
+    Doctor(Box<manta_server::DoctorArgs>),
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Server(args) => report(manta_server::main(*args)),
+        Command::Bench(args) => manta_bench::main(args),
+        Command::Image(args) => report(manta_image::main(args)),
+        Command::Doctor(args) => match manta_server::doctor(&args) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => report(Err(error)),
+        },
+    }
+}
+
+/// An error with its causes, one a line.
+fn report<E: std::error::Error>(outcome: Result<(), E>) -> ExitCode {
+    let Err(error) = outcome else { return ExitCode::SUCCESS };
+    eprintln!("manta: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        eprintln!("  because: {error}");
+        cause = error.source();
+    }
+    ExitCode::FAILURE
+}

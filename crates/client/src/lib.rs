@@ -1,1 +1,12 @@
-//! stub
+//! A typed client of Manta's HTTP interface. It sends each request once and never decides to repeat
+//! one: what a failure means is the caller's to judge.
+
+mod call;
+mod client;
+mod endpoint;
+mod error;
+
+pub use call::Call;
+pub use client::{ANSWER_LIMIT, Client};
+pub use endpoint::EndpointError;
+pub use error::ClientError;

@@ -1,1 +1,21 @@
-//! stub
+//! Sandboxes: made, used and destroyed. Knows microVMs, host resources and the agent; knows no HTTP.
+//!
+//! [`Engine`] is the way in. One task owns each sandbox ([`sandbox`]); which request is allowed in
+//! which state is one pure function ([`lifecycle`]).
+
+mod agent;
+mod artifacts;
+mod config;
+mod engine;
+mod error;
+mod lifecycle;
+mod resources;
+mod sandbox;
+mod slots;
+mod sweep;
+
+pub use agent::{ExecOutput, Output};
+pub use config::EngineConfig;
+pub use engine::{Engine, ShutdownReport};
+pub use error::{EngineError, StartError};
+pub use sandbox::ExecSpec;

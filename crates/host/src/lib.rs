@@ -1,1 +1,21 @@
-//! stub
+//! Kernel resources of the host as guards: each is created by one call, destroyed by another, and `Drop` is
+//! the safety net between them. Synchronous, and the server's only place for system calls and child
+//! processes. Knows no sandboxes, no HTTP, no virtual machines.
+//!
+//! Only files named `sys.rs` contain `unsafe`.
+
+pub mod disk;
+pub mod facts;
+pub mod lock;
+pub mod mounts;
+pub mod net;
+pub mod netns;
+pub mod process;
+pub mod random;
+
+mod sys;
+
+pub use lock::{LockError, ServerLock, WorkDirLock};
+pub use net::{GuestNet, HostNetwork, NetError, NetSlot, detect_egress, sweep_network};
+pub use netns::{NetNs, NetNsError};
+pub use process::{Credentials, Process, ProcessError, Spawn, Stray, processes_in};

@@ -1,1 +1,17 @@
-//! stub
+//! The HTTP server: routes, bodies, errors, settings. Handlers are thin; the work is the engine's.
+
+mod args;
+mod body;
+mod doctor;
+mod error;
+mod health;
+#[cfg(test)]
+mod readme;
+mod routes;
+mod run;
+mod telemetry;
+
+pub use args::ServerArgs;
+pub use doctor::{DoctorArgs, doctor};
+pub use routes::openapi;
+pub use run::{ServerError, main};

@@ -1,0 +1,197 @@
+//! One byte stream to the host: what came in as frames, what goes out as bytes. Knows no sessions.
+
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+
+use manta_agent_proto::{Decoder, Frame, FrameError, encode};
+use rustix::io::Errno;
+
+use crate::kmsg::{Level, log};
+use crate::poll::{Interest, Poller, Token};
+
+/// Most bytes of output of commands to hold for a host that is slower than they are.
+const FULL: usize = 256 * 1024;
+
+/// A host that neither reads nor stops asking is not listened to beyond this many bytes.
+const OVERFULL: usize = 1024 * 1024;
+
+/// Most bytes in one write: what the kernel takes for a virtio-serial port.
+const WRITE: usize = 32 * 1024;
+
+/// Bytes on their way to the host.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Outbox {
+    pub(crate) fn push(&mut self, frame: &Frame) {
+        if let Err(error) = encode(frame, &mut self.bytes) {
+            log(Level::Critical, &format!("a frame for the host was dropped: {error}")); // a defect of ours
+        }
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.bytes.len() - self.sent >= FULL
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear();
+        self.sent = 0;
+    }
+
+    fn advance(&mut self, written: usize) {
+        self.sent += written;
+        if self.sent == self.bytes.len() {
+            self.clear();
+        } else if self.sent >= FULL {
+            self.bytes.drain(..self.sent);
+            self.sent = 0;
+        }
+    }
+}
+
+/// What kind of byte stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A virtio-serial port: one for all sessions. Reading nothing means that no host is there now.
+    Serial,
+    /// A connection: ends once and for all.
+    Connection,
+}
+
+/// What a host sent.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    Frame(Frame),
+    /// A message that this version cannot read, on this stream.
+    Unknown {
+        id: u32,
+        why: String,
+    },
+    /// The host is gone.
+    End,
+}
+
+/// What became of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Lives,
+    /// The host is gone; so is the session.
+    Ended,
+}
+
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) kind: Kind,
+    pub(crate) outbox: Outbox,
+    key: u64,
+    fd: OwnedFd,
+    decoder: Decoder,
+    /// Takes no more bytes for now.
+    blocked: bool,
+    /// Told when it does again.
+    armed: bool,
+    /// Not read to its end.
+    unread: bool,
+}
+
+impl Link {
+    /// `fd` is non-blocking.
+    pub(crate) fn new(key: u64, fd: OwnedFd, kind: Kind, poller: &Poller) -> Result<Self, Errno> {
+        poller.add(&fd, Token::Link(key), Interest::Read)?;
+        Ok(Self {
+            kind,
+            outbox: Outbox::default(),
+            key,
+            fd,
+            decoder: Decoder::new(),
+            blocked: false,
+            armed: false,
+            unread: false,
+        })
+    }
+
+    /// Notes what the poller said.
+    pub(crate) fn ready(&mut self, writable: bool) {
+        self.unread = true;
+        self.blocked &= !writable;
+    }
+
+    /// Whether something can be read now.
+    pub(crate) fn has_work(&self) -> bool {
+        self.unread && !self.is_overfull()
+    }
+
+    /// What arrived next, or none when all that has arrived is read.
+    pub(crate) fn next(&mut self) -> Option<Incoming> {
+        loop {
+            match self.decoder.next_frame() {
+                Some(Ok(frame)) => return Some(Incoming::Frame(frame)),
+                Some(Err(FrameError::Message { id, source })) => {
+                    return Some(Incoming::Unknown { id, why: source.to_string() });
+                }
+                // Between sessions a serial port carries remains of frames.
+                Some(Err(_)) => {}
+                None if !self.has_work() => return None,
+                None => match self.fill() {
+                    Fate::Lives => {}
+                    Fate::Ended => return Some(Incoming::End),
+                },
+            }
+        }
+    }
+
+    /// Reads once.
+    fn fill(&mut self) -> Fate {
+        let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
+        match rustix::io::read(&self.fd, &mut buffer) {
+            Ok(([], _)) => {
+                self.unread = false;
+                return Fate::Ended;
+            }
+            Ok((bytes, _)) => self.decoder.feed(bytes),
+            Err(Errno::AGAIN) => self.unread = false,
+            Err(Errno::INTR) => {}
+            Err(_) => {
+                self.unread = false;
+                return Fate::Ended;
+            }
+        }
+        Fate::Lives
+    }
+
+    /// Writes what it can.
+    pub(crate) fn flush(&mut self, poller: &Poller) -> Fate {
+        while self.outbox.sent < self.outbox.bytes.len() && !self.blocked {
+            let rest = &self.outbox.bytes[self.outbox.sent..];
+            match rustix::io::write(&self.fd, &rest[..rest.len().min(WRITE)]) {
+                Ok(written) => self.outbox.advance(written),
+                Err(Errno::AGAIN) => self.blocked = true,
+                Err(Errno::INTR) => {}
+                Err(_) => return Fate::Ended,
+            }
+        }
+        // Asking for write events only while blocked spares one wake-up per write on a serial port.
+        if self.armed == self.blocked {
+            return Fate::Lives;
+        }
+        self.armed = self.blocked;
+        let interest = if self.blocked { Interest::ReadWrite } else { Interest::Read };
+        match poller.modify(&self.fd, Token::Link(self.key), interest) {
+            Ok(()) => Fate::Lives,
+            Err(_) => Fate::Ended,
+        }
+    }
+
+    /// Forgets everything that belongs to a host that is gone.
+    pub(crate) fn reset(&mut self) {
+        self.decoder = Decoder::new();
+        self.outbox.clear();
+    }
+
+    fn is_overfull(&self) -> bool {
+        self.outbox.bytes.len() - self.outbox.sent >= OVERFULL
+    }
+}

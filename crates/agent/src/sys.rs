@@ -1,0 +1,195 @@
+//! The calls that need `unsafe`: starting a process, the signal descriptor, vsock addresses. The
+//! rest of the crate is safe code on rustix.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
+
+use rustix::io::Errno;
+use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
+use rustix::process::Pid;
+
+/// vsock context id of the host (`VMADDR_CID_HOST` in `linux/vm_sockets.h`).
+pub const CID_HOST: u32 = libc::VMADDR_CID_HOST;
+
+/// Every context id: what a listener binds to.
+pub const CID_ANY: u32 = libc::VMADDR_CID_ANY;
+
+/// A vsock address.
+#[derive(Debug, Clone, Copy)]
+pub struct VsockAddr {
+    /// Context id: which machine.
+    pub cid: u32,
+    /// Port on it.
+    pub port: u32,
+}
+
+// SAFETY: `f` gets a pointer to a whole, initialised `sockaddr_vm` that outlives the call, and its size.
+unsafe impl SocketAddrArg for VsockAddr {
+    unsafe fn with_sockaddr<R>(&self, f: impl FnOnce(*const SocketAddrOpaque, SocketAddrLen) -> R) -> R {
+        // SAFETY: `sockaddr_vm` is plain integers; all zeroes is a value of it.
+        let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+        address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+        address.svm_cid = self.cid;
+        address.svm_port = self.port;
+        f(ptr::from_ref(&address).cast(), size_of_val(&address) as SocketAddrLen)
+    }
+}
+
+/// Blocks SIGCHLD and SIGPIPE in this thread and returns a non-blocking descriptor that reads SIGCHLD.
+/// Call it before any other thread exists. SIGPIPE stays blocked so that a write to a closed pipe
+/// is an error, not the end; children start with an empty mask ([`Spawner::spawn`]).
+///
+/// # Errors
+/// The errno of `sigprocmask` or `signalfd`.
+pub fn child_signals() -> Result<OwnedFd, Errno> {
+    // SAFETY: the sets are local and initialised by sigemptyset before use; signalfd returns a new
+    // descriptor that nothing else owns.
+    unsafe {
+        let (mut child, mut blocked) = (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigemptyset(&raw mut child);
+        libc::sigaddset(&raw mut child, libc::SIGCHLD);
+        libc::sigemptyset(&raw mut blocked);
+        libc::sigaddset(&raw mut blocked, libc::SIGCHLD);
+        libc::sigaddset(&raw mut blocked, libc::SIGPIPE);
+        if libc::sigprocmask(libc::SIG_BLOCK, &raw const blocked, ptr::null_mut()) != 0 {
+            return Err(errno());
+        }
+        let fd = libc::signalfd(-1, &raw const child, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC);
+        if fd < 0 { Err(errno()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
+    }
+}
+
+/// What a child becomes. Descriptors must be above 2, as this process keeps 0 to 2 open.
+#[derive(Debug)]
+pub struct Image<'a> {
+    /// Path of the program, relative to `cwd`.
+    pub program: &'a CStr,
+    /// Arguments, the program's own name first.
+    pub argv: &'a [&'a CStr],
+    /// Environment, `NAME=value`.
+    pub envp: &'a [&'a CStr],
+    /// Working directory.
+    pub cwd: &'a CStr,
+    /// Tried when `cwd` cannot be entered.
+    pub fallback_cwd: Option<&'a CStr>,
+    /// Standard input, output, error; inherited where none.
+    pub stdio: [Option<BorrowedFd<'a>>; 3],
+}
+
+/// Where starting a child failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Making the process.
+    Clone,
+    /// Process group or standard streams.
+    SetUp,
+    /// Entering the working directory.
+    Directory,
+    /// Executing the program.
+    Exec,
+}
+
+/// Starts processes, with one stack for all of them: each has it only until its `execve`.
+#[derive(Debug)]
+pub struct Spawner {
+    stack: Box<[u128]>,
+}
+
+/// Passed to the child and, with the failure, back.
+struct Plan<'a> {
+    image: &'a Image<'a>,
+    argv: *const *const c_char,
+    envp: *const *const c_char,
+    failure: Option<(Step, Errno)>,
+}
+
+impl Default for Spawner {
+    fn default() -> Self {
+        // The child calls a dozen wrappers of system calls; 64 KiB is far more than they use.
+        Self { stack: vec![0; 4096].into_boxed_slice() }
+    }
+}
+
+impl Spawner {
+    /// Starts a process in its own process group, with default signal dispositions and no signal
+    /// blocked, and waits until it has executed its program.
+    ///
+    /// This is `posix_spawn` as glibc does it (`CLONE_VM | CLONE_VFORK` on a stack of its own), less
+    /// the 64 `sigaction` calls per child that it needs because it cannot know this process's
+    /// dispositions, and with the failed step as its answer instead of a bare errno.
+    ///
+    /// # Errors
+    /// The step that failed and why.
+    pub fn spawn(&mut self, image: &Image<'_>) -> Result<Pid, (Step, Errno)> {
+        let pointers = |strings: &[&CStr]| -> Vec<*const c_char> {
+            strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+        };
+        let (argv, envp) = (pointers(image.argv), pointers(image.envp));
+        let mut plan = Plan { image, argv: argv.as_ptr(), envp: envp.as_ptr(), failure: None };
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        // SAFETY: the stack belongs to the child alone (`&mut self`), grows down from its aligned
+        // end, and is unused again when clone returns, as CLONE_VFORK suspends this thread until the
+        // child has executed or exited. Until then `plan` and all it points to stay alive. The child
+        // only makes system calls and writes to `plan`.
+        let pid = unsafe {
+            let top = self.stack.as_mut_ptr_range().end;
+            libc::clone(child, top.cast(), flags, (&raw mut plan).cast())
+        };
+        let Some(pid) = (if pid < 0 { None } else { Pid::from_raw(pid) }) else {
+            return Err((Step::Clone, errno()));
+        };
+        match plan.failure {
+            None => Ok(pid),
+            Some(failure) => {
+                // It is a zombie already, and no caller knows it.
+                let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+                Err(failure)
+            }
+        }
+    }
+}
+
+extern "C" fn child(plan: *mut c_void) -> c_int {
+    // SAFETY: `spawn` passes its plan, which outlives this process image.
+    let plan = unsafe { &mut *plan.cast::<Plan<'_>>() };
+    let failed = become_image(plan);
+    plan.failure = Some(failed);
+    // SAFETY: ends this process without running anything of the parent's, whose memory it shares.
+    unsafe { libc::_exit(127) }
+}
+
+/// Returns only on failure.
+fn become_image(plan: &Plan<'_>) -> (Step, Errno) {
+    let image = plan.image;
+    // SAFETY: system calls on descriptors and NUL-terminated strings that `Image` borrows; the
+    // argument arrays end in null. No allocation and no lock, as the parent's memory is shared.
+    unsafe {
+        if libc::setpgid(0, 0) != 0 {
+            return (Step::SetUp, errno());
+        }
+        for (fd, standard) in image.stdio.iter().zip(0..) {
+            if let Some(fd) = fd
+                && libc::dup2(fd.as_raw_fd(), standard) < 0
+            {
+                return (Step::SetUp, errno());
+            }
+        }
+        if libc::chdir(image.cwd.as_ptr()) != 0 {
+            let failure = (Step::Directory, errno());
+            if image.fallback_cwd.is_none_or(|directory| libc::chdir(directory.as_ptr()) != 0) {
+                return failure;
+            }
+        }
+        // This process ignores and handles no signal, so an empty mask is all there is to restore.
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+        libc::execve(image.program.as_ptr(), plan.argv, plan.envp);
+    }
+    (Step::Exec, errno())
+}
+
+fn errno() -> Errno {
+    std::io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
+}

@@ -1,0 +1,221 @@
+//! A real agent process at the other end of a socket pair, and a small host to talk to it.
+#![allow(dead_code)] // each test file uses its part
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use manta_agent_proto::{
+    Channel, Decoder, Exec, ExecExit, Frame, Hello, INITIAL_CREDIT, PROTOCOL_VERSION, Program, Reply,
+    Request, encode,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// No single wait of any test is longer.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// An agent and the host's end of its connection. Both end with it.
+pub(crate) struct Agent {
+    process: Child,
+    stream: UnixStream,
+    decoder: Decoder,
+    sessions: u64,
+}
+
+/// What came back on one stream.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) reply: Option<Reply>,
+}
+
+impl Outcome {
+    pub(crate) fn exit(&self) -> &ExecExit {
+        match &self.reply {
+            Some(Reply::Exit(exit)) => exit,
+            other => panic!("no exit but {other:?}"),
+        }
+    }
+
+    pub(crate) fn stdout(&self) -> &str {
+        std::str::from_utf8(&self.stdout).unwrap()
+    }
+
+    pub(crate) fn stderr(&self) -> &str {
+        std::str::from_utf8(&self.stderr).unwrap()
+    }
+}
+
+pub(crate) fn exec(program: Program) -> Exec {
+    Exec { program, cwd: None, env: Vec::new(), timeout_ms: 20_000, output_limit: 16 << 20, stdin: false }
+}
+
+/// Not a login shell: the machine's profile must not matter.
+pub(crate) fn sh(script: &str) -> Exec {
+    argv(&["sh", "-c", script])
+}
+
+pub(crate) fn argv(words: &[&str]) -> Exec {
+    exec(Program::Argv(words.iter().map(|word| (*word).to_owned()).collect()))
+}
+
+impl Agent {
+    /// Started, but not greeted.
+    pub(crate) fn silent() -> Self {
+        let (stream, theirs) = UnixStream::pair().unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_write_timeout(Some(DEADLINE)).unwrap();
+        // At run time: the shell of .cargo/rustc-wrapper drops variables with a hyphen in their name.
+        let program = std::env::var_os("CARGO_BIN_EXE_manta-agent").expect("run by cargo");
+        let process = Command::new(program).stdin(Stdio::from(OwnedFd::from(theirs))).spawn().unwrap();
+        Self { process, stream, decoder: Decoder::new(), sessions: 0 }
+    }
+
+    /// Started, with a session.
+    pub(crate) fn start() -> Self {
+        let mut agent = Self::silent();
+        agent.hello();
+        agent
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Begins a session; drops everything that arrives before its answer.
+    pub(crate) fn hello(&mut self) {
+        self.sessions += 1;
+        let ours = Hello { version: PROTOCOL_VERSION, session: self.sessions };
+        self.send(&Frame::Hello(ours.clone()));
+        for _ in 0..100_000 {
+            if self.receive() == Frame::Hello(ours.clone()) {
+                return;
+            }
+        }
+        panic!("no answer to hello");
+    }
+
+    pub(crate) fn send(&mut self, frame: &Frame) {
+        let mut bytes = Vec::new();
+        encode(frame, &mut bytes).unwrap();
+        self.send_raw(&bytes);
+    }
+
+    pub(crate) fn send_raw(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    pub(crate) fn request(&mut self, id: u32, request: Request) {
+        self.send(&Frame::Request { id, request });
+    }
+
+    /// The next frame, whole or not at all.
+    pub(crate) fn receive(&mut self) -> Frame {
+        self.try_receive().expect("the agent hung up")
+    }
+
+    /// None when the agent has hung up.
+    pub(crate) fn try_receive(&mut self) -> Option<Frame> {
+        loop {
+            // A frame cut off by a new session is what `hello` is for.
+            match self.decoder.next_frame() {
+                Some(Ok(frame)) => return Some(frame),
+                Some(Err(_)) => continue,
+                None => {}
+            }
+            let mut buffer = [0; 64 * 1024];
+            let length = self.stream.read(&mut buffer).expect("nothing from the agent in time");
+            if length == 0 {
+                return None;
+            }
+            self.decoder.feed(&buffer[..length]);
+        }
+    }
+
+    /// Reads until all of `ids` are answered, giving back credit for what it reads.
+    pub(crate) fn collect(&mut self, ids: &[u32]) -> BTreeMap<u32, Outcome> {
+        let mut outcomes: BTreeMap<u32, Outcome> = BTreeMap::new();
+        let mut used: BTreeMap<(u32, u8), u32> = BTreeMap::new();
+        let mut open = ids.len();
+        while open > 0 {
+            match self.receive() {
+                Frame::Data { id, channel, bytes } => {
+                    let outcome = outcomes.entry(id).or_default();
+                    assert!(outcome.reply.is_none(), "data after the reply");
+                    let used = used.entry((id, channel as u8)).or_default();
+                    *used += u32::try_from(bytes.len()).unwrap();
+                    assert!(*used <= INITIAL_CREDIT, "more data than credit");
+                    if *used > INITIAL_CREDIT / 2 {
+                        self.send(&Frame::Credit { id, channel, bytes: std::mem::take(used) });
+                    }
+                    match channel {
+                        Channel::Stdout => outcome.stdout.extend(bytes),
+                        Channel::Stderr => outcome.stderr.extend(bytes),
+                        Channel::Stdin => panic!("input from the agent"),
+                    }
+                }
+                Frame::Reply { id, reply } => {
+                    assert!(ids.contains(&id), "answer to nothing: {id}");
+                    assert_eq!(outcomes.entry(id).or_default().reply.replace(reply), None, "answered twice");
+                    open -= 1;
+                }
+                Frame::Credit { channel: Channel::Stdin, .. } => {}
+                other => panic!("unexpected {other:?}"),
+            }
+        }
+        outcomes
+    }
+
+    /// Runs one command to its end.
+    pub(crate) fn run(&mut self, exec: Exec) -> Outcome {
+        self.request(1, Request::Exec(exec));
+        self.finish(1)
+    }
+
+    pub(crate) fn finish(&mut self, id: u32) -> Outcome {
+        self.collect(&[id]).remove(&id).unwrap()
+    }
+
+    /// Reads standard output of stream `id` until it contains `text`.
+    pub(crate) fn wait_for(&mut self, id: u32, text: &str) -> String {
+        let mut seen = Vec::new();
+        while !String::from_utf8_lossy(&seen).contains(text) {
+            match self.receive() {
+                Frame::Data { id: from, bytes, .. } if from == id => seen.extend(bytes),
+                other => panic!("{other:?} while waiting for {text:?} on {id}"),
+            }
+        }
+        String::from_utf8(seen).unwrap()
+    }
+
+    /// Hangs up and waits for the agent's end.
+    pub(crate) fn hang_up(mut self) -> std::process::ExitStatus {
+        self.stream.shutdown(std::net::Shutdown::Both).unwrap();
+        assert!(ends(self.pid()), "the agent runs on");
+        self.process.wait().unwrap()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Hanging up makes it kill its commands; only then does it end by itself.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        if !ends(self.pid()) {
+            let _ = self.process.kill();
+        }
+        let _ = self.process.wait();
+    }
+}
+
+/// Waits until the process has ended, reaped or not. False if it does not in time.
+pub(crate) fn ends(pid: u32) -> bool {
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return true };
+    let limit = Timespec { tv_sec: DEADLINE.as_secs() as i64, tv_nsec: 0 };
+    poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)).unwrap() == 1
+}

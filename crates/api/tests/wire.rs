@@ -1,0 +1,176 @@
+//! Bodies as they are on the wire: what clients of the original send and read, and what is refused.
+
+#![expect(clippy::unwrap_used, reason = "Clippy's exemption for tests does not reach their helpers")]
+
+use manta_api::{
+    CreateRequest, CreateResponse, DestroyRequest, DestroyResponse, DestroyStatus, ErrorBody, ErrorCode,
+    ExecRequest, ExecResponse, OutputEncoding, SandboxInfo, SandboxState,
+};
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::*;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, from_value, json, to_value};
+
+const ID: &str = "sb-0123456789abcdef0123";
+
+/// A body of exactly this shape, in both directions.
+fn exact<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(body: &T, shape: Value) {
+    assert_eq!(to_value(body).unwrap(), shape);
+    assert_eq!(&from_value::<T>(shape).unwrap(), body);
+}
+
+fn exec(shape: Value) -> Result<ExecRequest, String> {
+    from_value(shape).map_err(|error| error.to_string())
+}
+
+#[test]
+fn bodies_have_the_originals_shapes() {
+    exact(&CreateRequest {}, json!({}));
+    exact(&CreateResponse { sandbox_id: ID.parse().unwrap() }, json!({"sandbox_id": ID}));
+    exact(&DestroyRequest { sandbox_id: ID.parse().unwrap() }, json!({"sandbox_id": ID}));
+    exact(
+        &DestroyResponse { sandbox_id: ID.parse().unwrap(), status: DestroyStatus::Destroyed },
+        json!({"sandbox_id": ID, "status": "destroyed"}),
+    );
+}
+
+#[test]
+fn an_exec_needs_no_more_than_the_original_asks_for() {
+    let line = exec(json!({"sandbox_id": ID, "cmd": "echo hi"})).unwrap();
+    assert_eq!(
+        (line.cmd.as_deref(), line.argv.as_ref(), line.encoding),
+        (Some("echo hi"), None, OutputEncoding::Utf8)
+    );
+    exact(&line, json!({"sandbox_id": ID, "cmd": "echo hi"}));
+    let program =
+        exec(json!({"sandbox_id": ID, "argv": ["ls", "-l"], "use_shell": false, "timeout_ms": 5})).unwrap();
+    exact(&program, json!({"sandbox_id": ID, "argv": ["ls", "-l"], "use_shell": false, "timeout_ms": 5}));
+}
+
+#[test]
+fn requests_with_anything_odd_in_them_are_refused_by_name() {
+    for (shape, named) in [
+        (json!({"cmd": "x"}), "missing field `sandbox_id`"),
+        (json!({"sandbox_id": ID, "cmd": "x", "cmdd": "y"}), "unknown field `cmdd`"),
+        (json!({"sandbox_id": "../x", "cmd": "x"}), "not a sandbox id"),
+        (json!({"sandbox_id": ID, "cmd": 7}), "expected a string"),
+        (json!({"sandbox_id": ID, "argv": "ls"}), "expected a sequence"),
+        (json!({"sandbox_id": ID, "cmd": "x", "timeout_ms": -1}), "expected u64"),
+        (json!({"sandbox_id": ID, "cmd": "x", "timeout_ms": 1.5}), "expected u64"),
+        (json!({"sandbox_id": ID, "cmd": "x", "encoding": "latin1"}), "unknown variant `latin1`"),
+        (json!({"sandbox_id": ID, "cmd": "x", "env": ["A=1"]}), "expected a map"),
+    ] {
+        let error = exec(shape.clone()).unwrap_err();
+        assert!(error.contains(named), "{shape}: {error}");
+    }
+    assert!(from_value::<CreateRequest>(json!({"mem_mib": 1})).is_err());
+    assert!(from_value::<DestroyRequest>(json!({"sandbox_id": ID, "force": true})).is_err());
+}
+
+#[test]
+fn an_answer_of_an_exec_is_readable_with_and_without_what_the_original_lacks() {
+    let short: ExecResponse = from_value(json!({"stdout": "a", "stderr": "b", "exit_code": 137})).unwrap();
+    exact(
+        &short,
+        json!({"stdout": "a", "stderr": "b", "exit_code": 137,
+            "stdout_truncated": false, "stderr_truncated": false, "duration_us": 0}),
+    );
+    assert!(
+        from_value::<ExecResponse>(json!({"stdout": "", "stderr": "", "exit_code": 0, "later": 1})).is_ok()
+    );
+}
+
+#[test]
+fn errors_are_text_and_code_and_output_only_where_there_is_some() {
+    let error =
+        |stdout| ErrorBody { error: "no".to_owned(), code: ErrorCode::ExecTimeout, stdout, stderr: None };
+    exact(&error(None), json!({"error": "no", "code": "exec_timeout"}));
+    exact(
+        &error(Some("so far".to_owned())),
+        json!({"error": "no", "code": "exec_timeout", "stdout": "so far"}),
+    );
+}
+
+#[test]
+fn codes_and_their_statuses_are_stable() {
+    let codes = [
+        ("bad_request", 400),
+        ("not_found", 404),
+        ("method_not_allowed", 405),
+        ("sandbox_not_found", 404),
+        ("sandbox_not_running", 409),
+        ("sandbox_destroyed", 409),
+        ("body_too_large", 413),
+        ("unsupported_media_type", 415),
+        ("host_full", 503),
+        ("shutting_down", 503),
+        ("boot_failed", 502),
+        ("guest_gone", 502),
+        ("guest_timeout", 504),
+        ("exec_timeout", 504),
+        ("internal", 500),
+    ];
+    for (name, status) in codes {
+        let code: ErrorCode = from_value(json!(name)).unwrap();
+        assert_eq!((to_value(code).unwrap(), code.status()), (json!(name), status));
+    }
+    // The error names every code there is: none is missing above.
+    let known = from_value::<ErrorCode>(json!("?")).unwrap_err().to_string();
+    assert_eq!(known.matches('`').count(), 2 * (codes.len() + 1), "{known}");
+}
+
+#[test]
+fn a_sandbox_in_the_list_shows_only_what_there_is() {
+    let info = SandboxInfo {
+        id: ID.parse().unwrap(),
+        state: SandboxState::Creating,
+        reason: None,
+        vmm: "qemu".to_owned(),
+        created_unix_s: 1_795_435_200,
+        pid: None,
+        guest_address: [172, 16, 0, 2].into(),
+        host_address: [198, 18, 0, 2].into(),
+    };
+    exact(
+        &info,
+        json!({"id": ID, "state": "creating", "vmm": "qemu", "created_unix_s": 1_795_435_200_u64,
+            "guest_address": "172.16.0.2", "host_address": "198.18.0.2"}),
+    );
+}
+
+prop_compose! {
+    fn any_exec()(
+        id: [u8; 10],
+        cmd in option::of(".*"),
+        argv in option::of(vec(".*", 0..4)),
+        use_shell: Option<bool>,
+        timeout_ms: Option<u64>,
+        cwd in option::of(".*"),
+        env in btree_map(".*", ".*", 0..4),
+        stdin in option::of("\\PC*"),
+        base64: bool,
+    ) -> ExecRequest {
+        let encoding = if base64 { OutputEncoding::Base64 } else { OutputEncoding::Utf8 };
+        let sandbox_id = manta_api::SandboxId::from_random(id);
+        ExecRequest { sandbox_id, cmd, argv, use_shell, timeout_ms, cwd, env, stdin, encoding }
+    }
+}
+
+proptest! {
+    #[test]
+    fn an_exec_arrives_as_it_was_sent(request in any_exec()) {
+        let sent = serde_json::to_string(&request).unwrap();
+        prop_assert_eq!(serde_json::from_str::<ExecRequest>(&sent).unwrap(), request);
+    }
+
+    #[test]
+    fn output_arrives_as_it_was_sent(stdout in any::<String>(), stderr in any::<String>(), exit_code: i32) {
+        let done = ExecResponse {
+            stdout, stderr, exit_code, stdout_truncated: true, stderr_truncated: false, duration_us: 1,
+        };
+        let sent = serde_json::to_string(&done).unwrap();
+        prop_assert_eq!(serde_json::from_str::<ExecResponse>(&sent).unwrap(), done);
+    }
+}

@@ -1,0 +1,57 @@
+//! The shape of the JSON object, which other programs read.
+
+mod support;
+
+use insta::assert_snapshot;
+use manta_bench::{Client, run};
+use serde_json::json;
+use support::{Answer, Server};
+
+#[tokio::test]
+async fn the_json_object() {
+    let server = Server::start(|route, n| match (route, n) {
+        ("create", 1) => Answer::Instead(502, json!({"error": "no boot", "code": "boot_failed"})),
+        ("exec", 2) => Answer::Instead(200, json!({"stdout": "", "stderr": "no\n", "exit_code": 1})),
+        _ => Answer::Normal,
+    })
+    .await;
+    let mut outcome = run(server.args(2, 1)).await.unwrap();
+    outcome.conditions.started = "2026-11-23T12:00:00Z".to_owned();
+    outcome.conditions.started_unix_s = 1_795_435_200;
+    outcome.conditions.endpoint = "http://localhost:8080".to_owned();
+    outcome.conditions.client = Client {
+        version: "0.1.0".to_owned(),
+        cpu: Some("a cpu".to_owned()),
+        cpus: Some(2),
+        cpu_governor: None,
+        mem_mib: Some(24038),
+        kernel: Some("6.18".to_owned()),
+        load_average_start: Some([0.25, 0.5, 1.0]),
+        load_average_end: Some([0.75, 0.5, 1.0]),
+    };
+    assert_snapshot!(redact(&serde_json::to_string_pretty(&outcome).unwrap()));
+}
+
+/// Measured times, of which only the presence can be golden.
+fn redact(json: &str) -> String {
+    let line = |line: &str| match line.split_once("_ns\": ") {
+        Some((key, number)) if key.trim() != "\"timeout" && number != "null" => {
+            format!("{key}_ns\": [ns]{}", number.trim_start_matches(|c: char| c.is_ascii_digit()))
+        }
+        _ => line.to_owned(),
+    };
+    json.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test]
+async fn without_a_success_the_percentiles_are_null_and_not_0() {
+    let server = Server::start(|route, _| match route {
+        "create" => Answer::Instead(502, json!({"error": "no boot", "code": "boot_failed"})),
+        _ => Answer::Normal,
+    })
+    .await;
+    let outcome = run(server.args(1, 0)).await.unwrap();
+    let json = serde_json::to_string(&outcome).unwrap();
+    let head = json.split(r#","failures""#).next().unwrap();
+    assert_snapshot!(head.replace(",\"", ",\n\""));
+}

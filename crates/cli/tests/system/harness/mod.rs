@@ -1,0 +1,32 @@
+//! A host of one's own, a server on it, and a plain HTTP client.
+//!
+//! Environment: `MANTA_TEST_BIN` (the binary under test; default: the one Cargo built),
+//! `MANTA_TEST_VMM` (default `qemu`), `MANTA_TEST_WORK_DIR` (parent of the servers' work
+//! directories), `MANTA_TEST_TIME_SCALE` (stretches every deadline), and `MANTA_KERNEL_PATH`,
+//! `MANTA_ROOTFS_PATH`, `MANTA_AGENT_PATH` (default: `guest-artifacts/` of the workspace).
+
+mod host;
+mod http;
+mod server;
+
+use std::time::Duration;
+
+pub(crate) use host::{DENIED, Host, INTERNET};
+pub(crate) use http::Answer;
+pub(crate) use server::Server;
+
+/// A deadline, stretched where everything is slower.
+pub(crate) fn scaled(seconds: u64) -> Duration {
+    let scale =
+        std::env::var("MANTA_TEST_TIME_SCALE").map_or(1, |text| text.parse().expect("a whole number"));
+    Duration::from_secs(seconds * scale)
+}
+
+/// Waits until `done`, checking often; fails with `what` when it takes too long.
+pub(crate) fn eventually(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
+    let end = std::time::Instant::now() + limit;
+    while !done() {
+        assert!(std::time::Instant::now() < end, "not within {limit:?}: {what}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}

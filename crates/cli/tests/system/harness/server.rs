@@ -1,0 +1,229 @@
+//! The server under test, as a child process.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::http::{Answer, open, request};
+use super::scaled;
+
+/// A running server; ended, and its log shown if the test failed, when dropped.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    pub(crate) work_dir: PathBuf,
+    dir: TempDir,
+}
+
+impl Server {
+    /// A server with small pools and a work directory of its own.
+    pub(crate) fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// The same with more settings.
+    pub(crate) fn with(settings: &[(&str, &str)]) -> Self {
+        let dir = match std::env::var_os("MANTA_TEST_WORK_DIR") {
+            Some(parent) => TempDir::new_in(parent),
+            None => TempDir::new(),
+        }
+        .expect("a temporary directory");
+        Self::in_dir(dir, settings)
+    }
+
+    /// A server that takes over a directory from another.
+    pub(crate) fn in_dir(dir: TempDir, settings: &[(&str, &str)]) -> Self {
+        Self::try_in_dir(dir, settings).unwrap_or_else(|log| panic!("the server did not start:\n{log}"))
+    }
+
+    /// Starts a server that may refuse to; then its log.
+    pub(crate) fn try_with(settings: &[(&str, &str)]) -> Result<Self, String> {
+        Self::try_in_dir(TempDir::new().expect("a temporary directory"), settings)
+    }
+
+    fn try_in_dir(dir: TempDir, settings: &[(&str, &str)]) -> Result<Self, String> {
+        // VMMs run as users of their own and must be able to pass through.
+        let passable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(dir.path(), passable).expect("open the temporary directory");
+        let work_dir = dir.path().join("work");
+        let log_path = dir.path().join("log");
+        let log = fs::File::options().create(true).append(true).open(&log_path).expect("a log file");
+        let mut child = Command::new(binary())
+            .arg("server")
+            .env("MANTA_LISTEN_ADDR", "127.0.0.1:0")
+            .env("MANTA_WORK_DIR", &work_dir)
+            .env("MANTA_VMM", std::env::var("MANTA_TEST_VMM").unwrap_or_else(|_| "qemu".to_owned()))
+            .env("MANTA_NETNS_POOL_SIZE", "2")
+            .env("MANTA_LOG", "debug")
+            .envs(artifacts())
+            .envs(settings.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("start the server");
+        let stdout = child.stdout.take().expect("its standard output");
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            BufReader::new(stdout).lines().map_while(Result::ok).all(|line| sender.send(line).is_ok())
+        });
+        let address = lines.recv_timeout(scaled(60)).ok().and_then(|line| {
+            line.strip_prefix("manta: listening on http://").and_then(|address| address.parse().ok())
+        });
+        match address {
+            Some(address) => Ok(Self { child, address, work_dir, dir }),
+            None => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(fs::read_to_string(log_path).unwrap_or_default())
+            }
+        }
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
+        self.raw("POST", path, "content-type: application/json\r\n", body.to_string().as_bytes())
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Value {
+        self.raw("GET", path, "", b"").ok()
+    }
+
+    pub(crate) fn raw(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> Answer {
+        request(self.address, method, path, headers, body, scaled(120))
+    }
+
+    /// Sends a request without waiting for its answer; dropping it hangs up.
+    pub(crate) fn begin(&self, path: &str, body: &Value) -> TcpStream {
+        let headers = "content-type: application/json\r\n";
+        open(self.address, "POST", path, headers, body.to_string().as_bytes(), scaled(120))
+    }
+
+    /// A new sandbox's id.
+    pub(crate) fn create(&self) -> String {
+        let created = self.raw("POST", "/create", "", b"").ok();
+        created["sandbox_id"].as_str().expect("a sandbox id").to_owned()
+    }
+
+    /// Runs a shell line that must be answered.
+    pub(crate) fn sh(&self, id: &str, cmd: &str) -> Value {
+        self.post("/exec", &json!({"sandbox_id": id, "cmd": cmd})).ok()
+    }
+
+    /// Standard output of a shell line that must succeed, without its last newline.
+    pub(crate) fn stdout(&self, id: &str, cmd: &str) -> String {
+        let ran = self.sh(id, cmd);
+        assert_eq!(ran["exit_code"], 0, "{cmd}: {ran:#}");
+        ran["stdout"].as_str().expect("stdout").trim_end_matches('\n').to_owned()
+    }
+
+    pub(crate) fn destroy(&self, id: &str) -> Answer {
+        self.post("/destroy", &json!({"sandbox_id": id}))
+    }
+
+    /// The listed entry of a sandbox.
+    pub(crate) fn info(&self, id: &str) -> Option<Value> {
+        let listed = self.get("/sandboxes");
+        listed["sandboxes"].as_array().expect("a list").iter().find(|info| info["id"] == id).cloned()
+    }
+
+    /// Sends a signal to the server.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")).expect("a pid");
+        kill_process(pid, signal).expect("signal the server");
+    }
+
+    /// Waits for the server to end by itself.
+    pub(crate) fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("wait for the server") {
+                return status;
+            }
+            assert!(Instant::now() < end, "the server did not end within {limit:?}");
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+    }
+
+    /// SIGTERM; it must end well.
+    pub(crate) fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        let status = self.wait(scaled(40));
+        assert!(status.success(), "the server ended with {status}:\n{}", self.log());
+    }
+
+    /// SIGKILL; returns its directory for a successor.
+    pub(crate) fn kill(mut self) -> TempDir {
+        self.signal(Signal::KILL);
+        self.wait(scaled(10));
+        std::mem::replace(&mut self.dir, TempDir::new().expect("a temporary directory"))
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Pids of processes that live below the work directory: its VMMs.
+    pub(crate) fn vmms(&self) -> Vec<u32> {
+        vmms_in(&self.work_dir)
+    }
+
+    /// Open file descriptors of the server.
+    pub(crate) fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("its descriptors").count()
+    }
+
+    /// What is left below the directory of sandboxes.
+    pub(crate) fn sandbox_dirs(&self) -> usize {
+        fs::read_dir(self.work_dir.join("sandboxes")).map_or(0, Iterator::count)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.signal(Signal::TERM);
+            let end = Instant::now() + scaled(40);
+            while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < end {
+                std::thread::park_timeout(Duration::from_millis(10));
+            }
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- log of the server ---\n{}", self.log());
+        }
+    }
+}
+
+/// Pids of processes whose working directory is below `dir`.
+pub(crate) fn vmms_in(dir: &Path) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").expect("/proc").flatten();
+    processes
+        .filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(dir)))
+        .filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()))
+        .collect()
+}
+
+fn binary() -> OsString {
+    std::env::var_os("MANTA_TEST_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_manta").into())
+}
+
+fn artifacts() -> Vec<(&'static str, OsString)> {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../guest-artifacts");
+    [
+        ("MANTA_KERNEL_PATH", "vmlinux"),
+        ("MANTA_ROOTFS_PATH", "rootfs.ext4"),
+        ("MANTA_AGENT_PATH", "manta-agent"),
+    ]
+    .map(|(name, file)| (name, std::env::var_os(name).unwrap_or_else(|| built.join(file).into())))
+    .to_vec()
+}

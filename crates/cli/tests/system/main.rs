@@ -1,0 +1,15 @@
+//! Whole-system tests: the real server, real microVMs, real network, from outside over HTTP.
+//!
+//! Natively they run on QEMU, in the emulated KVM host on Firecracker (`cargo xtask lab`). Each test
+//! lives in a network namespace of its own, beside a pretend internet in another; nothing reaches
+//! the machine's own network. See `harness/` for the settings they take from the environment.
+
+mod harness;
+
+mod api;
+mod bad_input;
+mod exec;
+mod faults;
+mod isolation;
+mod lifecycle;
+mod network;

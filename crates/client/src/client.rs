@@ -1,0 +1,163 @@
+//! The client itself: one request, one answer, one time limit.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::header::CONTENT_TYPE;
+use hyper::{Request, StatusCode};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use manta_api::{
+    CreateRequest, CreateResponse, DestroyRequest, DestroyResponse, ErrorBody, ExecRequest, ExecResponse,
+    Health, SandboxId, SandboxList,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::endpoint::Endpoint;
+use crate::{Call, ClientError};
+
+/// No answer is read beyond this many bytes: room for both outputs of a command at the server's
+/// default limit (4 MiB each), were every byte of them escaped (sixfold).
+pub const ANSWER_LIMIT: usize = 64 << 20;
+
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const EXCERPT_CHARS: usize = 200;
+
+/// A server, over connections that are kept open and shared by all clones of the client.
+///
+/// Dropping the future of a call drops its connection; the server may still act on the request.
+#[derive(Debug, Clone)]
+pub struct Client {
+    endpoint: Endpoint,
+    timeout: Duration,
+    http: legacy::Client<HttpConnector, Full<Bytes>>,
+}
+
+impl Client {
+    /// A client of the server at `endpoint` (`http://host[:port]`), whose every request, from
+    /// looking up the host to the last byte of the answer, may take `timeout`.
+    ///
+    /// Nothing is sent yet. Calls must be made on a Tokio runtime with I/O and time.
+    ///
+    /// # Errors
+    /// [`ClientError::Endpoint`].
+    pub fn new(endpoint: &str, timeout: Duration) -> Result<Self, ClientError> {
+        let endpoint = endpoint
+            .parse()
+            .map_err(|source| ClientError::Endpoint { endpoint: endpoint.to_owned(), source })?;
+        let mut connector = HttpConnector::new();
+        // Requests are small and waited for: Nagle's algorithm would only hold them back.
+        connector.set_nodelay(true);
+        let http = legacy::Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .build(connector);
+        Ok(Self { endpoint, timeout, http })
+    }
+
+    /// The same client, connections included, with another time limit.
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { timeout, ..self.clone() }
+    }
+
+    /// The server's address, `http://host[:port]`.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        self.endpoint.to_string()
+    }
+
+    /// `POST /create`: a sandbox, ready for its first command.
+    ///
+    /// # Errors
+    /// Any [`ClientError`] but `Endpoint`. After `Exchange`, `Timeout`, `Body` or `Decode` a sandbox
+    /// may exist whose id is known only to the server.
+    pub async fn create(&self) -> Result<CreateResponse, ClientError> {
+        self.post(Call::Create, &CreateRequest::default()).await
+    }
+
+    /// `POST /exec`: runs a command to its end. An exit code other than 0 is not an error.
+    ///
+    /// # Errors
+    /// Any [`ClientError`] but `Endpoint`.
+    pub async fn exec(&self, request: &ExecRequest) -> Result<ExecResponse, ClientError> {
+        self.post(Call::Exec, request).await
+    }
+
+    /// `POST /destroy`: the sandbox and all it used on the host are gone when this returns.
+    ///
+    /// # Errors
+    /// Any [`ClientError`] but `Endpoint`. Destroying is idempotent: it may be tried again.
+    pub async fn destroy(&self, id: &SandboxId) -> Result<DestroyResponse, ClientError> {
+        self.post(Call::Destroy, &DestroyRequest { sandbox_id: id.clone() }).await
+    }
+
+    /// `GET /sandboxes`: those that exist.
+    ///
+    /// # Errors
+    /// Any [`ClientError`] but `Endpoint`.
+    pub async fn sandboxes(&self) -> Result<SandboxList, ClientError> {
+        self.call(Call::Sandboxes, Vec::new()).await
+    }
+
+    /// `GET /healthz`: whether the server works, and under which conditions.
+    ///
+    /// # Errors
+    /// Any [`ClientError`] but `Endpoint`.
+    pub async fn health(&self) -> Result<Health, ClientError> {
+        self.call(Call::Health, Vec::new()).await
+    }
+
+    async fn post<T: DeserializeOwned>(&self, call: Call, body: &impl Serialize) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|source| ClientError::Encode { call, source })?;
+        self.call(call, body).await
+    }
+
+    async fn call<T: DeserializeOwned>(&self, call: Call, body: Vec<u8>) -> Result<T, ClientError> {
+        let (status, body) = tokio::time::timeout(self.timeout, self.exchange(call, body))
+            .await
+            .map_err(|_| ClientError::Timeout { call, timeout: self.timeout })??;
+        let answer = if status.is_success() {
+            serde_json::from_slice(&body)
+        } else {
+            match serde_json::from_slice::<ErrorBody>(&body) {
+                Ok(body) => return Err(ClientError::Api { call, status: status.as_u16(), body }),
+                Err(error) => Err(error),
+            }
+        };
+        answer.map_err(|source| {
+            let excerpt = String::from_utf8_lossy(&body).chars().take(EXCERPT_CHARS).collect();
+            ClientError::Decode { call, status: status.as_u16(), excerpt, source }
+        })
+    }
+
+    async fn exchange(&self, call: Call, body: Vec<u8>) -> Result<(StatusCode, Bytes), ClientError> {
+        let request = Request::builder()
+            .method(call.method())
+            .uri(format!("{}{}", self.endpoint, call.path()))
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::from(body))
+            .map_err(|source| ClientError::Request { call, source })?;
+        let answer = self.http.request(request).await.map_err(|source| {
+            let endpoint = self.endpoint();
+            if source.is_connect() {
+                ClientError::Connect { call, endpoint, source }
+            } else {
+                ClientError::Exchange { call, endpoint, source }
+            }
+        })?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER_LIMIT).collect().await.map_err(|source| {
+            let status = status.as_u16();
+            if source.is::<LengthLimitError>() {
+                ClientError::TooLarge { call, status, limit: ANSWER_LIMIT }
+            } else {
+                ClientError::Body { call, status, source }
+            }
+        })?;
+        Ok((status, body.to_bytes()))
+    }
+}

@@ -1,0 +1,73 @@
+//! What every microVM is made from: the artifacts as given, and two files the server makes of its own.
+//! VMMs get descriptors, not paths, so only the files' own permissions count.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use manta_host::disk::ensure_empty_ext4;
+
+use crate::config::EngineConfig;
+use crate::error::{StartError, chain};
+
+/// Checked, ready to use.
+#[derive(Debug, Clone)]
+pub(crate) struct Artifacts {
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: PathBuf,
+    pub(crate) rootfs: PathBuf,
+    /// An empty file system; each guest's own disk is a clone of it.
+    pub(crate) empty_disk: PathBuf,
+}
+
+impl Artifacts {
+    /// Checks what is given, makes the rest below `config.work_dir`, and removes what an earlier start made there
+    /// and this one does not use.
+    pub(crate) fn prepare(config: &EngineConfig) -> Result<Self, StartError> {
+        check(&config.kernel)?;
+        check(&config.rootfs)?;
+        check(&config.agent)?;
+        let dir = config.work_dir.join("artifacts");
+        make_dir(&dir)?;
+        let initramfs = dir.join("initramfs.cpio");
+        manta_vmm::write_initramfs(&config.agent, &initramfs)
+            .map_err(|error| StartError::Artifact { path: config.agent.clone(), reason: chain(&error) })?;
+        let empty_disk = dir.join(format!("empty-{}.ext4", config.disk_mib));
+        ensure_empty_ext4(&empty_disk, u64::from(config.disk_mib))
+            .map_err(StartError::host("make the empty disk that guests' disks are cloned from"))?;
+        remove_others(&dir, &[&initramfs, &empty_disk]);
+        Ok(Self { kernel: config.kernel.clone(), rootfs: config.rootfs.clone(), initramfs, empty_disk })
+    }
+}
+
+/// A directory that others may pass through but not list.
+pub(crate) fn make_dir(path: &Path) -> Result<(), StartError> {
+    let failed = |source| StartError::Path { action: "make directory", path: path.to_owned(), source };
+    fs::create_dir_all(path).map_err(failed)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o711)).map_err(failed)
+}
+
+fn check(path: &Path) -> Result<(), StartError> {
+    let unusable = |reason: String| StartError::Artifact { path: path.to_owned(), reason };
+    let found = fs::metadata(path).map_err(|error| {
+        unusable(format!("{error}; build the guest artifacts with `manta image build`, or set the path"))
+    })?;
+    if found.is_dir() {
+        return Err(unusable("it is a directory".to_owned()));
+    }
+    if found.mode() & 0o004 == 0 {
+        return Err(unusable(
+            "VMMs run as users of their own and may not read it; `chmod o+r` it".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// Best effort: what stays only takes room.
+fn remove_others(dir: &Path, keep: &[&PathBuf]) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if !keep.contains(&&entry.path()) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}

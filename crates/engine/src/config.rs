@@ -1,0 +1,59 @@
+//! What the engine needs to be told; validated by whoever reads it from the outside.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use manta_host::disk::CloneMode;
+use manta_vmm::Vmm;
+
+/// Settings of an [`crate::Engine`].
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Runs the microVMs.
+    pub vmm: Arc<dyn Vmm>,
+    /// Uncompressed ELF kernel for all guests.
+    pub kernel: PathBuf,
+    /// Read-only root image shared by all guests; a file or a block device.
+    pub rootfs: PathBuf,
+    /// Static agent binary, PID 1 of every guest.
+    pub agent: PathBuf,
+    /// Everything the engine writes is below this directory.
+    pub work_dir: PathBuf,
+    /// Virtual processors of a guest.
+    pub vcpus: u8,
+    /// Memory of a guest, MiB.
+    pub mem_mib: u32,
+    /// Size of a guest's own disk, MiB; sparse on the host.
+    pub disk_mib: u32,
+    /// How a guest's disk is cloned from the empty one.
+    pub clone_mode: CloneMode,
+    /// Interface through which guests reach the internet; none: they reach nothing.
+    pub egress: Option<String>,
+    /// Name servers for guests.
+    pub dns: Vec<Ipv4Addr>,
+    /// Network slots kept ready.
+    pub netns_pool_size: usize,
+    /// Most sandboxes at once.
+    pub max_sandboxes: usize,
+    /// vsock port of the agent.
+    pub vsock_port: u32,
+    /// From the start of the microVM to the agent's first answer.
+    pub agent_wait_timeout: Duration,
+    /// To connect again to the agent of a running guest, up to its hello.
+    pub agent_dial_timeout: Duration,
+    /// For the agent to answer a request that takes it no time; also the grace after an exec's own
+    /// time limit.
+    pub agent_call_timeout: Duration,
+    /// Time limit of a command that brings none.
+    pub exec_timeout: Duration,
+    /// Longest time limit a command may ask for.
+    pub exec_timeout_max: Duration,
+    /// Bytes of standard output kept, and of standard error.
+    pub output_limit: u64,
+    /// How long a destroy lets running commands finish.
+    pub destroy_drain: Duration,
+    /// Keep the directory of a sandbox that could not be created, with its console text.
+    pub keep_failed: bool,
+}

@@ -1,0 +1,272 @@
+//! The way in: a table of sandboxes and what they share.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use manta_api::{SandboxId, SandboxInfo, SandboxState};
+use manta_host::disk::{CloneMode, reflink_supported};
+use manta_host::lock::{ServerLock, WorkDirLock};
+use manta_host::net::{GUEST, HostNetwork};
+use manta_host::random::random_bytes;
+use tokio::sync::{Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::agent::ExecOutput;
+use crate::artifacts::{Artifacts, make_dir};
+use crate::config::EngineConfig;
+use crate::error::{EngineError, StartError};
+use crate::resources::Confinement;
+use crate::sandbox::{ExecSpec, Handle, Registry, SharedRegistry};
+use crate::slots::Slots;
+use crate::sweep::sweep;
+
+/// Destroyed sandboxes remembered, so that a second destroy is told from an unknown id.
+const REMEMBERED: usize = 10_000;
+/// Longest a shutdown waits for sandboxes to go.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
+
+/// Makes, lists, uses and destroys sandboxes.
+#[derive(Debug)]
+pub struct Engine {
+    shared: Shared,
+    table: Arc<Table>,
+    capacity: Arc<Semaphore>,
+    degraded: Vec<String>,
+    _locks: (ServerLock, WorkDirLock),
+}
+
+/// What all sandboxes share.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared {
+    pub(crate) config: Arc<EngineConfig>,
+    pub(crate) artifacts: Arc<Artifacts>,
+    pub(crate) confinement: Confinement,
+    pub(crate) slots: Arc<Slots>,
+    pub(crate) sandboxes: SharedRegistry,
+    pub(crate) tasks: TaskTracker,
+    /// Cancelled when the engine shuts down.
+    pub(crate) stop: CancellationToken,
+}
+
+impl Shared {
+    pub(crate) fn sandbox_dir(&self, id: &SandboxId) -> PathBuf {
+        sandboxes_dir(&self.config).join(id.as_str())
+    }
+}
+
+/// What a shutdown left undone.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ShutdownReport {
+    /// What could not be removed, and why; empty when all is gone.
+    pub problems: Vec<String>,
+}
+
+#[derive(Debug, Default)]
+struct Table(Mutex<Entries>);
+
+#[derive(Debug, Default)]
+struct Entries {
+    sandboxes: HashMap<SandboxId, Handle>,
+    destroyed: HashSet<SandboxId>,
+    destroyed_order: VecDeque<SandboxId>,
+}
+
+impl Table {
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Registry for Table {
+    fn ended(&self, id: &SandboxId) {
+        let mut entries = self.lock();
+        entries.sandboxes.remove(id);
+        if entries.destroyed.insert(id.clone()) {
+            entries.destroyed_order.push_back(id.clone());
+        }
+        if entries.destroyed_order.len() > REMEMBERED
+            && let Some(oldest) = entries.destroyed_order.pop_front()
+        {
+            entries.destroyed.remove(&oldest);
+        }
+    }
+}
+
+impl Engine {
+    /// Takes the host's resources and sweeps what a killed predecessor left. Blocking, seconds at
+    /// most; must be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// Whatever of the settings or the host would keep sandboxes from working.
+    pub fn start(config: EngineConfig) -> Result<Self, StartError> {
+        make_dir(&config.work_dir)?;
+        make_dir(&sandboxes_dir(&config))?;
+        let work_dir_lock =
+            WorkDirLock::acquire(&config.work_dir).map_err(StartError::host("lock the work directory"))?;
+        let server_lock = ServerLock::acquire()
+            .map_err(StartError::host("be the only server in this network namespace"))?;
+        if config.clone_mode == CloneMode::ReflinkRequired {
+            let can = reflink_supported(&config.work_dir)
+                .map_err(StartError::host("find out whether the work directory can clone files"))?;
+            if !can {
+                return Err(StartError::NoReflink(config.work_dir.clone()));
+            }
+        }
+        sweep(&sandboxes_dir(&config))
+            .map_err(StartError::host("remove what a killed server left behind"))?;
+        let artifacts = Artifacts::prepare(&config)?;
+        let host = HostNetwork::set_up(config.egress.as_deref())
+            .map_err(StartError::host("set up the host's side of the sandboxes' network"))?;
+
+        let confinement = Confinement::for_vmm(config.vmm.info());
+        let mut degraded = Vec::new();
+        if config.egress.is_none() {
+            degraded.push(
+                "no egress: this host has no default route, so sandboxes reach no network; \
+                 set MANTA_HOST_IFACE to give them one"
+                    .to_owned(),
+            );
+        }
+        degraded.extend(confinement.root_because.clone());
+        degraded.iter().for_each(|what| warn!("degraded: {what}"));
+
+        let table = Arc::new(Table::default());
+        let slots = Slots::new(Arc::new(host), confinement.clone(), config.netns_pool_size);
+        let capacity = Arc::new(Semaphore::new(config.max_sandboxes));
+        let shared = Shared {
+            config: Arc::new(config),
+            artifacts: Arc::new(artifacts),
+            confinement,
+            slots: slots.clone(),
+            sandboxes: table.clone(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        };
+        shared.tasks.spawn(slots.keep_full(shared.stop.clone()));
+        Ok(Self { shared, table, capacity, degraded, _locks: (server_lock, work_dir_lock) })
+    }
+
+    /// A new sandbox, ready for commands. Dropping this takes apart what was begun.
+    ///
+    /// # Errors
+    /// [`EngineError::HostFull`], [`EngineError::ShuttingDown`], [`EngineError::BootFailed`] or
+    /// [`EngineError::Host`]; nothing is left of it then.
+    pub async fn create(&self) -> Result<SandboxId, EngineError> {
+        if self.shared.stop.is_cancelled() {
+            return Err(EngineError::ShuttingDown);
+        }
+        let limit = self.shared.config.max_sandboxes;
+        let permit =
+            self.capacity.clone().try_acquire_owned().map_err(|_| EngineError::HostFull { limit })?;
+        let id = SandboxId::from_random(random()?);
+        let info = SandboxInfo {
+            id: id.clone(),
+            state: SandboxState::Creating,
+            reason: None,
+            vmm: self.shared.config.vmm.info().kind.to_string(),
+            created_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            pid: None,
+            guest_address: GUEST.address,
+            host_address: Ipv4Addr::UNSPECIFIED,
+        };
+        let (created, outcome) = oneshot::channel();
+        {
+            // The task reports its end to this table, so it must be in there before it can end.
+            let mut entries = self.table.lock();
+            let handle = Handle::start(info, self.shared.clone(), permit, created);
+            entries.sandboxes.insert(id.clone(), handle);
+        }
+        outcome.await.unwrap_or(Err(EngineError::ShuttingDown)).map(|()| id)
+    }
+
+    /// Runs a command in a sandbox. Dropping this kills it.
+    ///
+    /// # Errors
+    /// All but those of [`Self::create`]; what the command printed so far comes with the error.
+    pub async fn exec(&self, id: &SandboxId, spec: ExecSpec) -> Result<ExecOutput, EngineError> {
+        let max = self.shared.config.exec_timeout_max;
+        if spec.timeout.is_some_and(|timeout| timeout.is_zero() || timeout > max) {
+            return Err(EngineError::BadRequest(format!("timeout_ms must be 1 to {}", max.as_millis())));
+        }
+        let handle = self.handle(id)?;
+        handle.exec(spec).await
+    }
+
+    /// Destroys a sandbox; completes when all it used is gone. Idempotent.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`] for an id that never was.
+    pub async fn destroy(&self, id: &SandboxId) -> Result<(), EngineError> {
+        match self.handle(id) {
+            Ok(handle) => {
+                handle.destroy().await;
+                Ok(())
+            }
+            Err(_) if self.table.lock().destroyed.contains(id) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All sandboxes, oldest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<SandboxInfo> {
+        let handles: Vec<Handle> = self.table.lock().sandboxes.values().cloned().collect();
+        let mut infos: Vec<_> = handles.iter().map(Handle::info).collect();
+        infos.sort_by(|a, b| (a.created_unix_s, &a.id).cmp(&(b.created_unix_s, &b.id)));
+        infos
+    }
+
+    /// What is not as it should be, and what to do about it.
+    #[must_use]
+    pub fn degraded(&self) -> &[String] {
+        &self.degraded
+    }
+
+    /// The settings in force.
+    #[must_use]
+    pub fn config(&self) -> &EngineConfig {
+        &self.shared.config
+    }
+
+    /// Destroys all sandboxes and gives back what the engine took from the host. New work is refused
+    /// from the start.
+    pub async fn shut_down(&self) -> ShutdownReport {
+        let mut report = ShutdownReport::default();
+        self.shared.stop.cancel();
+        self.shared.tasks.close();
+        if tokio::time::timeout(SHUTDOWN_LIMIT, self.shared.tasks.wait()).await.is_err() {
+            let left = self.table.lock().sandboxes.len();
+            report.problems.push(format!("{left} sandboxes did not end in time"));
+        }
+        match self.shared.slots.close().await.map(Arc::try_unwrap) {
+            Some(Ok(host)) => {
+                if let Err(error) = host.tear_down() {
+                    report.problems.push(crate::error::chain(&error));
+                }
+            }
+            Some(Err(_)) => report.problems.push("the host's network is still in use".to_owned()),
+            None => {}
+        }
+        info!(problems = ?report.problems, "shut down");
+        report
+    }
+
+    fn handle(&self, id: &SandboxId) -> Result<Handle, EngineError> {
+        self.table.lock().sandboxes.get(id).cloned().ok_or_else(|| EngineError::NotFound(id.clone()))
+    }
+}
+
+/// Random bytes from the kernel.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], EngineError> {
+    random_bytes()
+        .map_err(|error| EngineError::Host { stage: "reading random bytes", reason: error.to_string() })
+}
+
+fn sandboxes_dir(config: &EngineConfig) -> PathBuf {
+    config.work_dir.join("sandboxes")
+}

@@ -1,0 +1,164 @@
+//! What can go wrong, by what the caller can do about it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use manta_api::{SandboxId, SandboxState};
+use thiserror::Error;
+
+use crate::agent::Output;
+
+/// A request that failed.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    /// No such sandbox now; perhaps it was destroyed.
+    #[error("there is no sandbox {0}")]
+    NotFound(SandboxId),
+    /// The sandbox exists but cannot do this now.
+    #[error("sandbox {id} is {}{}", state_name(*state), reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default())]
+    NotRunning {
+        /// Which.
+        id: SandboxId,
+        /// Its state.
+        state: SandboxState,
+        /// Why, when it failed.
+        reason: Option<String>,
+    },
+    /// The sandbox was destroyed while the command ran.
+    #[error("sandbox {id} was destroyed while the command ran")]
+    Destroyed {
+        /// Which.
+        id: SandboxId,
+        /// Output up to then.
+        output: Box<Output>,
+    },
+    /// The guest died, or its agent broke off, while the command ran.
+    #[error("the guest of sandbox {id} is gone: {reason}")]
+    GuestGone {
+        /// Which.
+        id: SandboxId,
+        /// What was seen.
+        reason: String,
+        /// Output up to then.
+        output: Box<Output>,
+    },
+    /// The agent did not answer in time.
+    #[error("the guest of sandbox {id} did not answer within {}", humantime(*after))]
+    GuestTimeout {
+        /// Which.
+        id: SandboxId,
+        /// The deadline that passed.
+        after: Duration,
+        /// Output up to then.
+        output: Box<Output>,
+    },
+    /// The command outlived its limit and was killed.
+    #[error("the command was killed after its time limit of {}", humantime(*after))]
+    ExecTimeout {
+        /// The limit.
+        after: Duration,
+        /// Output up to then.
+        output: Box<Output>,
+    },
+    /// A parameter out of range.
+    #[error("{0}")]
+    BadRequest(String),
+    /// As many sandboxes as allowed.
+    #[error("the host is full: {limit} sandboxes exist; destroy some or try again later")]
+    HostFull {
+        /// The limit.
+        limit: usize,
+    },
+    /// No new work: the server is ending.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    /// The microVM did not come up.
+    #[error("the microVM did not come up while {stage}: {reason}")]
+    BootFailed {
+        /// What was being done.
+        stage: &'static str,
+        /// What went wrong, with console text when there is any.
+        reason: String,
+    },
+    /// The host failed us.
+    #[error("host failure while {stage}: {reason}")]
+    Host {
+        /// What was being done.
+        stage: &'static str,
+        /// The whole chain of causes.
+        reason: String,
+    },
+}
+
+/// Why an engine could not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// A file or directory that must be usable.
+    #[error("cannot {action} {path}")]
+    Path {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An artifact for guests is unusable.
+    #[error("cannot use guest artifact {path}: {reason}")]
+    Artifact {
+        /// Which.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// `reflink-required`, and the file system cannot.
+    #[error(
+        "MANTA_ROOTFS_CLONE_MODE=reflink-required, but the file system of {0} cannot clone files; \
+         put MANTA_WORK_DIR on XFS or btrfs, or use auto"
+    )]
+    NoReflink(PathBuf),
+    /// Something of the host's could not be set up.
+    #[error("cannot {action}")]
+    Host {
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl StartError {
+    pub(crate) fn host<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+        action: &'static str,
+    ) -> impl FnOnce(E) -> Self {
+        move |source| Self::Host { action, source: source.into() }
+    }
+}
+
+/// An error and its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+fn state_name(state: SandboxState) -> &'static str {
+    match state {
+        SandboxState::Creating => "still being created",
+        SandboxState::Running => "running",
+        SandboxState::Stopping => "being destroyed",
+        SandboxState::Stopped => "destroyed",
+        SandboxState::Failed => "failed",
+    }
+}
+
+fn humantime(duration: Duration) -> String {
+    format!("{} ms", duration.as_millis())
+}

@@ -1,0 +1,38 @@
+//! The life of a sandbox, and what may be asked of it when.
+//!
+//! ```text
+//!              create()            destroy()/shutdown
+//!   Creating ──────────▶ Running ─────────────────────▶ Stopping ──▶ Stopped
+//!      │                    │                               ▲
+//!      │ boot failed        │ microVM or agent died         │ destroy()
+//!      ▼                    ▼                               │
+//!   Stopped              Failed ────────────────────────────┘
+//! ```
+//!
+//! - Creating → Running: the agent answered and configured the guest's network.
+//! - Creating → Stopped: it did not; the creator gets the error, nothing is left.
+//! - Running → Failed: the microVM ended on its own. What it used on the host is released at once;
+//!   the entry stays, with the reason, until it is destroyed.
+//! - Running/Failed → Stopping → Stopped: destroyed. Running commands may drain first.
+
+use manta_api::SandboxState;
+
+/// Whether a command may be run in this state. Destroying is allowed in every state: it is idempotent.
+pub(crate) fn takes_commands(state: SandboxState) -> bool {
+    state == SandboxState::Running
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_running_sandbox_takes_commands() {
+        use SandboxState::{Creating, Failed, Running, Stopped, Stopping};
+        let table =
+            [(Creating, false), (Running, true), (Stopping, false), (Stopped, false), (Failed, false)];
+        for (state, expected) in table {
+            assert_eq!(takes_commands(state), expected, "{state:?}");
+        }
+    }
+}

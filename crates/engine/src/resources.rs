@@ -1,0 +1,305 @@
+//! What one sandbox uses on the host: acquired step by step, given back in the opposite order,
+//! whatever step was reached. Owned by the sandbox's task; see [`crate::sandbox`].
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use manta_agent_proto::Network;
+use manta_api::SandboxId;
+use manta_host::disk::clone_file;
+use manta_host::net::NetSlot;
+use manta_host::process::Credentials;
+use manta_vmm::{MicroVm, Place, VmSpec, VmmInfo, VmmKind};
+use tokio::task::spawn_blocking;
+use tracing::{error, info, warn};
+
+use crate::agent::Session;
+use crate::engine::{Shared, random};
+use crate::error::{EngineError, chain};
+
+/// First user id of VMMs: above every range that systemd's conventions assign
+/// (<https://systemd.io/UIDS-GIDS/>), one for each slot.
+const UID_BASE: u32 = 0x7000_0000;
+
+/// Whom VMMs run as.
+#[derive(Debug, Clone)]
+pub(crate) struct Confinement {
+    /// Groups that give access to the devices the VMM opens itself.
+    groups: Vec<u32>,
+    /// Why VMMs have to stay root, when they have.
+    pub(crate) root_because: Option<String>,
+}
+
+impl Confinement {
+    /// Looks at the devices that `vmm` opens: whether an ordinary user in the right group may.
+    pub(crate) fn for_vmm(vmm: &VmmInfo) -> Self {
+        let mut devices = Vec::new();
+        if vmm.accelerator == manta_vmm::Accelerator::Kvm {
+            devices.push("/dev/kvm");
+        }
+        if vmm.kind == VmmKind::Firecracker {
+            devices.push("/dev/net/tun");
+        }
+        let mut groups = Vec::new();
+        for device in devices {
+            match fs::metadata(device) {
+                Ok(found) if found.mode() & 0o006 == 0o006 => {}
+                Ok(found) if found.mode() & 0o060 == 0o060 && found.gid() != 0 => groups.push(found.gid()),
+                _ => {
+                    let reason = format!(
+                        "{device} is open to root only, so {} runs as root; `chmod 666 {device}`, or give it \
+                         to a group, to confine it",
+                        vmm.kind
+                    );
+                    return Self { groups: Vec::new(), root_because: Some(reason) };
+                }
+            }
+        }
+        Self { groups, root_because: None }
+    }
+
+    /// User and group for the VMM in slot `index`.
+    pub(crate) fn credentials(&self, index: u16) -> Credentials {
+        let id = if self.root_because.is_some() { 0 } else { UID_BASE + u32::from(index) };
+        Credentials { uid: id, gid: id, groups: self.groups.clone() }
+    }
+}
+
+/// Everything of one sandbox.
+#[derive(Debug, Default)]
+pub(crate) struct Resources {
+    dir: Option<PathBuf>,
+    slot: Option<NetSlot>,
+    pub(crate) vm: Option<Arc<dyn MicroVm>>,
+    pub(crate) session: Option<Session>,
+}
+
+impl Resources {
+    /// All the way to a configured guest. Cancel-safe: whatever was reached is in `self`.
+    pub(crate) async fn bring_up(&mut self, id: &SandboxId, shared: &Shared) -> Result<(), EngineError> {
+        let mut clock = Stages::start();
+        let slot = shared.slots.acquire().await.map_err(host("acquiring a network slot"))?;
+        let slot = self.slot.insert(slot);
+        clock.passed("network");
+
+        let credentials = shared.confinement.credentials(slot.index());
+        let dir = shared.sandbox_dir(id);
+        self.dir = Some(dir.clone());
+        let disk = dir.join("disk.ext4");
+        blocking("making the sandbox's disk", {
+            let (owner, disk, shared) = (credentials.clone(), disk.clone(), shared.clone());
+            move || make_disk(&dir, &disk, &owner, &shared)
+        })
+        .await?;
+        clock.passed("disk");
+
+        let place = Place {
+            dir: shared.sandbox_dir(id),
+            netns: Arc::new(slot.netns().clone()),
+            tap_name: slot.tap_name().to_owned(),
+            tap: slot.open_tap().map_err(|error| host("opening the tap")(chain(&error)))?,
+            credentials,
+        };
+        let config = &shared.config;
+        let spec = VmSpec {
+            kernel: shared.artifacts.kernel.clone(),
+            initramfs: shared.artifacts.initramfs.clone(),
+            rootfs: shared.artifacts.rootfs.clone(),
+            disk,
+            vcpus: config.vcpus,
+            mem_mib: config.mem_mib,
+            mac: slot.guest().mac,
+            vsock_port: config.vsock_port,
+        };
+        let spawned = config.vmm.spawn(place, &spec).await;
+        let vm: Arc<dyn MicroVm> =
+            Arc::from(spawned.map_err(|error| boot("starting the VMM")(chain(&error)))?);
+        self.vm = Some(vm.clone());
+        clock.passed("spawn");
+
+        let guest = slot.guest();
+        let network = Network {
+            address: guest.address,
+            prefix_len: guest.prefix_len,
+            gateway: guest.gateway,
+            dns: config.dns.clone(),
+            hostname: id.to_string(),
+        };
+        let up = async {
+            vm.boot().await.map_err(|error| boot("starting the guest")(chain(&error)))?;
+            let stream =
+                vm.connect_agent().await.map_err(|error| boot("waiting for the agent")(chain(&error)))?;
+            clock.passed("boot");
+            let nonce = u64::from_le_bytes(random()?);
+            let session = Session::open(stream, nonce, config.agent_wait_timeout).await;
+            let session = session.map_err(|error| boot("waiting for the agent")(error.to_string()))?;
+            clock.passed("agent");
+            let configured = session.configure(network, config.agent_call_timeout).await;
+            configured.map_err(|error| boot("configuring the guest's network")(error.to_string()))?;
+            clock.passed("configure");
+            Ok(session)
+        };
+        let session = match tokio::time::timeout(config.agent_wait_timeout, up).await {
+            Ok(Ok(session)) => session,
+            Ok(Err(error)) => return Err(explain(error, &*vm).await),
+            Err(_) => {
+                let reason = format!("no answer within {} ms", config.agent_wait_timeout.as_millis());
+                return Err(explain(boot("waiting for the agent")(reason), &*vm).await);
+            }
+        };
+        self.session = Some(session);
+        info!(sandbox_id = %id, total_ms = clock.total_ms(), stages = clock.text, "created");
+        Ok(())
+    }
+
+    /// Connects to the agent of a running guest again.
+    pub(crate) async fn reconnect(&mut self, shared: &Shared) -> Result<(), String> {
+        let Some(vm) = &self.vm else { return Err("there is no microVM".to_owned()) };
+        let limit = shared.config.agent_dial_timeout;
+        let dial = async {
+            let nonce = u64::from_le_bytes(random().map_err(|error| error.to_string())?);
+            let stream = vm.connect_agent().await.map_err(|error| chain(&error))?;
+            Session::open(stream, nonce, limit).await.map_err(|error| error.to_string())
+        };
+        let session = tokio::time::timeout(limit, dial).await;
+        self.session = Some(session.map_err(|_| format!("no hello within {} ms", limit.as_millis()))??);
+        Ok(())
+    }
+
+    /// Where the VMM process is.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.vm.as_ref().map(|vm| vm.pid())
+    }
+
+    /// The address that stands for the sandbox on the host.
+    pub(crate) fn host_address(&self) -> Option<std::net::Ipv4Addr> {
+        self.slot.as_ref().map(NetSlot::host_address)
+    }
+
+    /// Gives everything back; carries on past errors, which are logged. `keep_dir` leaves the
+    /// directory for whoever looks into a failure.
+    pub(crate) async fn tear_down(&mut self, id: &SandboxId, shared: &Shared, keep_dir: bool) {
+        self.session = None;
+        if let Some(vm) = self.vm.take() {
+            let console = if keep_dir { vm.console().await } else { String::new() };
+            if let Err(error) = vm.kill().await {
+                error!(sandbox_id = %id, error = chain(&error), "the VMM could not be killed; its slot is not used again");
+                std::mem::forget(self.slot.take());
+            }
+            if keep_dir && let Some(dir) = &self.dir {
+                let _ = fs::write(dir.join("console.log"), console);
+            }
+        }
+        if let Some(slot) = self.slot.take() {
+            shared.slots.release(slot).await;
+        }
+        if let Some(dir) = self.dir.take() {
+            if keep_dir {
+                warn!(sandbox_id = %id, dir = %dir.display(), "kept for inspection (MANTA_DEBUG_KEEP_FAILED_SANDBOX)");
+                return;
+            }
+            let removed = spawn_blocking(move || remove_dir(&dir)).await;
+            if let Ok(Err(error)) = removed {
+                error!(sandbox_id = %id, %error, "the sandbox's directory could not be removed");
+            }
+        }
+    }
+}
+
+impl Drop for Resources {
+    /// The safety net for a task that was dropped on the way; the guards inside do the rest.
+    fn drop(&mut self) {
+        if let Some(dir) = self.dir.take() {
+            warn!(dir = %dir.display(), "a sandbox was dropped without being taken apart");
+            drop(self.vm.take());
+            let _ = remove_dir(&dir);
+        }
+    }
+}
+
+/// Removes a sandbox's directory; one that is not there is fine.
+pub(crate) fn remove_dir(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn make_disk(dir: &Path, disk: &Path, owner: &Credentials, shared: &Shared) -> Result<(), String> {
+    fs::create_dir(dir).map_err(|error| format!("cannot make {}: {error}", dir.display()))?;
+    clone_file(&shared.artifacts.empty_disk, disk, shared.config.clone_mode)
+        .map_err(|error| chain(&error))?;
+    for path in [dir, disk] {
+        chown(path, Some(owner.uid), Some(owner.gid))
+            .map_err(|error| format!("cannot give {} to its VMM: {error}", path.display()))?;
+    }
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+        .map_err(|error| format!("cannot protect {}: {error}", dir.display()))
+}
+
+/// Adds how the VMM ended, if it did, or else what the guest's console says.
+async fn explain(error: EngineError, vm: &dyn MicroVm) -> EngineError {
+    let EngineError::BootFailed { stage, mut reason } = error else { return error };
+    // A dead VMM's sockets close a moment before its pidfd tells how it ended.
+    let console = match tokio::time::timeout(Duration::from_millis(500), vm.exited()).await {
+        Ok(exit) => {
+            reason.push_str(&format!("; the VMM ended with {}", exit.status));
+            exit.console
+        }
+        Err(_) => vm.console().await,
+    };
+    if !console.trim().is_empty() {
+        reason.push_str("; console: ");
+        reason.push_str(&last_lines(&console, 8));
+    }
+    EngineError::BootFailed { stage, reason }
+}
+
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines[lines.len().saturating_sub(count)..].join(" | ")
+}
+
+async fn blocking(
+    stage: &'static str,
+    work: impl FnOnce() -> Result<(), String> + Send + 'static,
+) -> Result<(), EngineError> {
+    match spawn_blocking(work).await {
+        Ok(done) => done.map_err(host(stage)),
+        Err(panicked) => Err(host(stage)(panicked.to_string())),
+    }
+}
+
+fn host(stage: &'static str) -> impl FnOnce(String) -> EngineError {
+    move |reason| EngineError::Host { stage, reason }
+}
+
+fn boot(stage: &'static str) -> impl FnOnce(String) -> EngineError {
+    move |reason| EngineError::BootFailed { stage, reason }
+}
+
+/// How long each stage of a creation took.
+struct Stages {
+    started: Instant,
+    last: Instant,
+    text: String,
+}
+
+impl Stages {
+    fn start() -> Self {
+        let now = Instant::now();
+        Self { started: now, last: now, text: String::new() }
+    }
+
+    fn passed(&mut self, stage: &str) {
+        let took = std::mem::replace(&mut self.last, Instant::now()).elapsed();
+        self.text.push_str(&format!("{stage}={:.1}ms ", took.as_secs_f64() * 1e3));
+    }
+
+    fn total_ms(&self) -> f64 {
+        self.started.elapsed().as_secs_f64() * 1e3
+    }
+}

@@ -1,0 +1,150 @@
+//! Network slots: kept ready in the background, made on demand when there are none, never used for
+//! two sandboxes at once. An index is free again only after its slot is gone.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use manta_host::net::{HostNetwork, NetError, NetSlot};
+use tokio::sync::Notify;
+use tokio::task::{JoinError, JoinSet, spawn_blocking};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use crate::resources::Confinement;
+
+/// Indices a slot can have; the address pairs of 198.18.0.0/15 would allow more.
+const INDICES: u16 = 16_384;
+
+/// The pool.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    confinement: Confinement,
+    target: usize,
+    state: Mutex<State>,
+    refill: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    used: BTreeSet<u16>,
+    ready: Vec<NetSlot>,
+    /// None once the pool is closed.
+    host: Option<Arc<HostNetwork>>,
+}
+
+impl Slots {
+    pub(crate) fn new(host: Arc<HostNetwork>, confinement: Confinement, target: usize) -> Arc<Self> {
+        let state = State { host: Some(host), ..State::default() };
+        Arc::new(Self { confinement, target, state: Mutex::new(state), refill: Notify::new() })
+    }
+
+    /// A slot of one's own. Give it back with [`Self::release`].
+    pub(crate) async fn acquire(self: &Arc<Self>) -> Result<NetSlot, String> {
+        let ready = self.state().ready.pop();
+        self.refill.notify_one();
+        match ready {
+            Some(slot) => Ok(slot),
+            None => self.make().await,
+        }
+    }
+
+    /// Takes a slot apart; errors are logged, and its index is not used again then.
+    pub(crate) fn release(self: &Arc<Self>, slot: NetSlot) -> impl Future<Output = ()> + Send + 'static {
+        let slots = self.clone();
+        let released = spawn_blocking(move || slots.destroy(slot));
+        async move {
+            if let Err(error) = released.await {
+                error!(%error, "taking a network slot apart panicked");
+            }
+        }
+    }
+
+    /// Keeps the pool full until cancelled. A failure waits for the next acquire; it does not spin.
+    pub(crate) async fn keep_full(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            while self.state().ready.len() < self.target && !stop.is_cancelled() {
+                match self.make().await {
+                    Ok(slot) => self.offer(slot).await,
+                    Err(error) => {
+                        warn!(%error, "cannot make a network slot ahead of time");
+                        break;
+                    }
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.refill.notified() => {}
+            }
+        }
+    }
+
+    /// Takes all waiting slots apart and makes no more; returns what they were made in.
+    pub(crate) async fn close(self: &Arc<Self>) -> Option<Arc<HostNetwork>> {
+        let (ready, host) = {
+            let mut state = self.state();
+            (std::mem::take(&mut state.ready), state.host.take())
+        };
+        // At once: the kernel takes as long for many as for one.
+        let releases: Vec<_> = ready.into_iter().map(|slot| self.release(slot)).collect();
+        let mut releases: JoinSet<()> = releases.into_iter().collect();
+        while releases.join_next().await.is_some() {}
+        host
+    }
+
+    async fn offer(self: &Arc<Self>, slot: NetSlot) {
+        let refused = {
+            let mut state = self.state();
+            if state.host.is_none() {
+                Some(slot)
+            } else {
+                state.ready.push(slot);
+                None
+            }
+        };
+        if let Some(slot) = refused {
+            self.release(slot).await;
+        }
+    }
+
+    async fn make(self: &Arc<Self>) -> Result<NetSlot, String> {
+        let (index, host) = {
+            let mut state = self.state();
+            let host = state.host.clone().ok_or("the pool is closed")?;
+            let free = (0..INDICES).find(|index| !state.used.contains(index));
+            let index = free.ok_or("all network slots are in use")?;
+            state.used.insert(index);
+            (index, host)
+        };
+        let owner = self.confinement.credentials(index).uid;
+        let slots = self.clone();
+        let made = spawn_blocking(move || {
+            let made = NetSlot::create(&host, index, owner);
+            if made.is_err() {
+                slots.state().used.remove(&index);
+            }
+            made
+        });
+        let made: Result<Result<NetSlot, NetError>, JoinError> = made.await;
+        match made {
+            Ok(Ok(slot)) => Ok(slot),
+            Ok(Err(error)) => Err(crate::error::chain(&error)),
+            Err(error) => Err(format!("making a network slot panicked: {error}")),
+        }
+    }
+
+    fn destroy(&self, slot: NetSlot) {
+        let index = slot.index();
+        match slot.destroy() {
+            Ok(()) => {
+                self.state().used.remove(&index);
+            }
+            Err(error) => {
+                error!(index, error = crate::error::chain(&error), "a network slot could not be taken apart");
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,30 @@
+//! At start: removes what a server that was killed left behind. A VMM is found by its working
+//! directory, which the kernel keeps and nobody else's process has; so no pid is ever guessed.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use manta_host::net::sweep_network;
+use manta_host::process::processes_in;
+use tracing::info;
+
+use crate::resources::remove_dir;
+
+/// How long a killed VMM may take to be gone.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// Removes left-over VMMs, network and directories, in this order.
+pub(crate) fn sweep(sandboxes: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    for stray in processes_in(sandboxes)? {
+        info!(pid = stray.pid(), "killing a microVM that a killed server left behind");
+        stray.kill_and_wait(KILL_LIMIT)?;
+    }
+    sweep_network()?;
+    for entry in fs::read_dir(sandboxes)? {
+        let dir = entry?.path();
+        info!(dir = %dir.display(), "removing a directory that a killed server left behind");
+        remove_dir(&dir)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! Facts about this machine and this process, for `manta doctor`, for benchmark entries and for the guest's
+//! command line. Changes nothing, but for the one limit it is asked to raise.
+
+use std::fs;
+use std::io;
+use std::sync::OnceLock;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::sys;
+
+/// A resource limit of this process; `None` is unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// What is enforced.
+    pub soft: Option<u64>,
+    /// What it can be raised to.
+    pub hard: Option<u64>,
+}
+
+/// The processor's name, as `/proc/cpuinfo` has it.
+#[must_use]
+pub fn cpu_model() -> Option<String> {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = cpuinfo.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// The number of processors this process may use.
+#[must_use]
+pub fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The memory of the machine in MiB.
+#[must_use]
+pub fn mem_mib() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram as u64 * u64::from(info.mem_unit) / (1024 * 1024)
+}
+
+/// The release of the running kernel, such as `6.12.48+deb13-amd64`.
+#[must_use]
+pub fn kernel_release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// The frequency of the time stamp counter in kHz, measured once, over 20 ms, against the clock that nobody
+/// adjusts (`CLOCK_MONOTONIC_RAW`). `None` on processors without one.
+#[must_use]
+pub fn tsc_khz() -> Option<u64> {
+    static KHZ: OnceLock<Option<u64>> = OnceLock::new();
+    *KHZ.get_or_init(sys::measure_tsc_khz)
+}
+
+/// How many files this process may have open (`RLIMIT_NOFILE`).
+#[must_use]
+pub fn open_files() -> Limit {
+    limit(Resource::Nofile)
+}
+
+/// How many processes this user may have (`RLIMIT_NPROC`).
+#[must_use]
+pub fn processes() -> Limit {
+    limit(Resource::Nproc)
+}
+
+/// Raises the number of files this process may have open as far as it is allowed to, and tells the outcome.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn raise_nofile() -> io::Result<Limit> {
+    let now = getrlimit(Resource::Nofile);
+    if now.current != now.maximum {
+        setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum })?;
+    }
+    Ok(open_files())
+}
+
+fn limit(resource: Resource) -> Limit {
+    let limit = getrlimit(resource);
+    Limit { soft: limit.current, hard: limit.maximum }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_is_described() {
+        assert!(cpu_model().is_some_and(|model| !model.is_empty()));
+        assert!(cpus() >= 1);
+        assert!(mem_mib() > 256);
+        assert!(kernel_release().starts_with(|first: char| first.is_ascii_digit()));
+    }
+
+    #[test]
+    fn two_measurements_of_the_tsc_agree() {
+        let (first, second) = (sys::measure_tsc_khz().unwrap(), sys::measure_tsc_khz().unwrap());
+        assert!((100_000..10_000_000).contains(&first), "{first} kHz");
+        assert!(first.abs_diff(second) * 1000 < first, "{first} and {second} kHz");
+    }
+
+    #[test]
+    fn the_limit_on_open_files_is_raised_to_what_is_allowed() {
+        let raised = raise_nofile().unwrap();
+        assert_eq!(raised.soft, raised.hard);
+    }
+}

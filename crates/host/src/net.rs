@@ -1,0 +1,39 @@
+//! The network of sandboxes on this host: one nftables table, and per sandbox a [`NetSlot`]. All of it by
+//! netlink and `/proc/sys` in this process. Does not own what happens inside a guest.
+//!
+//! ```text
+//!  namespace of the slot                            │ namespace of the server
+//!                                                   │
+//!  guest ── tap0 ─ ingress filter ─ forward ─ SNAT ─ veth0 ══ mt-N ─ forward ─ masquerade ── egress
+//!  172.16.0.2  172.16.0.1/30       198.18.x.y+1/31  │  198.18.x.y/31
+//! ```
+//!
+//! Who refuses what:
+//! - *ingress of `tap0`*: every frame that is not IPv4 or ARP from the guest's own MAC and address, IPv6
+//!   included.
+//! - *namespace*: everything addressed to the namespace itself, and every connection towards the guest.
+//! - *table of the host*: all that is not from a slot's own address out of the egress interface to a
+//!   destination outside [`ALWAYS_DENIED`]; so also other sandboxes and the host under any of its addresses.
+//!
+//! Checksums and segmentation: the tap carries a `virtio_net_hdr`, so a guest that negotiated offloads hands
+//! over packets without checksums or larger than the MTU, marked as such. The kernel keeps that mark across
+//! veth and NAT and completes the packets where they leave for hardware, or for a guest without offloads; no
+//! offload needs to be switched off anywhere.
+
+mod addresses;
+mod error;
+mod host;
+mod host_rules;
+mod link;
+mod nft;
+mod slot;
+mod slot_rules;
+mod sweep;
+mod sysctl;
+mod tap;
+
+pub use addresses::{ALWAYS_DENIED, GUEST, GUEST_MAC, GuestNet, Ipv4Range, SLOT_RANGE};
+pub use error::{NetError, NftError};
+pub use host::{HostNetwork, detect_egress};
+pub use slot::NetSlot;
+pub use sweep::sweep_network;

@@ -1,0 +1,153 @@
+//! What all sandboxes share on the host: the nftables table, and an egress interface that forwards for them.
+//! Does not own any sandbox's part; see [`super::NetSlot`].
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::error::all_or;
+use super::link::Links;
+use super::nft::Socket;
+use super::{NetError, host_rules, sysctl};
+use crate::netns::NetNs;
+
+/// The host's part of the network, in one network namespace. Dropping it removes it.
+#[derive(Debug)]
+pub struct HostNetwork {
+    netns: NetNs,
+    /// Kept open: closing it waits for all that a batch has deleted to be freed, some 10 ms (an RCU grace
+    /// period). Locked from a batch to its answer.
+    nft: Mutex<Socket>,
+    egress: Option<Egress>,
+    in_force: bool,
+}
+
+/// The interface that leads to the internet.
+///
+/// What it was like before is kept as the comment of the nftables table: there it outlives a server that is
+/// killed, exactly as long as what the server did, and the next server finds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Egress {
+    pub(super) name: String,
+    /// Whether it forwarded packets before the first server asked it to.
+    pub(super) forwarded_before: bool,
+}
+
+/// The interface of the IPv4 default route in the calling thread's namespace; `None` without such a route, or
+/// if it cannot be found out (which is logged).
+#[must_use]
+pub fn detect_egress() -> Option<String> {
+    Links::open().default_route_interface().unwrap_or_else(|error| {
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot look for the default route");
+        None
+    })
+}
+
+impl HostNetwork {
+    /// Sets up the network in the calling thread's namespace: the table, in one transaction and in place of
+    /// one that an earlier server left, then forwarding on `egress`. Without `egress` sandboxes reach nothing.
+    ///
+    /// Forwarding is switched on per interface; the machine's global setting is not touched. If `egress` did
+    /// not forward before, the table drops what would be forwarded from it to anyone but a sandbox.
+    ///
+    /// # Errors
+    /// When there is no interface `egress`, or the kernel refuses something; nothing is left behind then.
+    pub fn set_up(egress: Option<&str>) -> Result<Self, NetError> {
+        let netns = NetNs::current()?;
+        let left_over = Egress::left_over()?;
+        let egress = egress.map(|name| Egress::find(name, left_over.as_ref())).transpose()?;
+        if let Some(other) = left_over.filter(|left| egress.as_ref().is_none_or(|now| now.name != left.name))
+        {
+            other.restore()?;
+        }
+        let nft = Socket::open()?;
+        host_rules::install(&nft, egress.as_ref())?;
+        let network = Self { netns, nft: Mutex::new(nft), egress, in_force: true };
+        if let Some(egress) = &network.egress {
+            sysctl::write(&sysctl::forwarding(&egress.name), 1)?;
+        }
+        Ok(network)
+    }
+
+    /// The egress interface.
+    #[must_use]
+    pub fn egress(&self) -> Option<&str> {
+        self.egress.as_ref().map(|egress| egress.name.as_str())
+    }
+
+    /// The namespace it is in.
+    #[must_use]
+    pub fn netns(&self) -> &NetNs {
+        &self.netns
+    }
+
+    /// The socket for batches in this namespace. A panic elsewhere cannot leave it half-changed.
+    pub(super) fn nft(&self) -> MutexGuard<'_, Socket> {
+        self.nft.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the egress interface its former setting and deletes the table. Destroy all slots first: nothing
+    /// confines those that are left (their own namespaces still let nobody in).
+    ///
+    /// # Errors
+    /// All that failed; the rest is done.
+    pub fn tear_down(mut self) -> Result<(), NetError> {
+        self.remove()
+    }
+
+    fn remove(&mut self) -> Result<(), NetError> {
+        if !std::mem::take(&mut self.in_force) {
+            return Ok(());
+        }
+        let egress = self.egress.take();
+        let restored = match egress {
+            Some(egress) => self.netns.run(|| egress.restore())?,
+            None => Ok(()),
+        };
+        all_or("the host's network", [restored, host_rules::remove(&self.nft())])
+    }
+}
+
+impl Drop for HostNetwork {
+    fn drop(&mut self) {
+        if self.in_force {
+            let removed = self.remove();
+            tracing::warn!(?removed, "host network dropped without being torn down");
+        }
+    }
+}
+
+impl Egress {
+    /// The interface `name` of the calling thread's namespace, given what an earlier server changed.
+    fn find(name: &str, left_over: Option<&Self>) -> Result<Self, NetError> {
+        let now = sysctl::read(&sysctl::forwarding(name))?;
+        let now = now.ok_or_else(|| NetError::NoInterface(name.to_owned()))?;
+        match left_over {
+            Some(left) if left.name == name => Ok(left.clone()),
+            _ => Ok(Self { name: name.to_owned(), forwarded_before: now != 0 }),
+        }
+    }
+
+    /// The egress interface of the server whose table is in force.
+    pub(super) fn left_over() -> Result<Option<Self>, NetError> {
+        Ok(host_rules::TABLE.comment()?.as_deref().and_then(Self::from_comment))
+    }
+
+    /// Undoes what was done to the interface; fine when it is gone.
+    pub(super) fn restore(&self) -> Result<(), NetError> {
+        // Someone who has switched on forwarding for the whole machine meanwhile means this interface too.
+        let all = sysctl::read(&sysctl::forwarding("all"))?.unwrap_or(0);
+        if !self.forwarded_before && all == 0 {
+            sysctl::write(&sysctl::forwarding(&self.name), 0)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn to_comment(&self) -> String {
+        format!("egress {} forwarding {}", self.name, u8::from(self.forwarded_before))
+    }
+
+    fn from_comment(comment: &str) -> Option<Self> {
+        // A name has no spaces: the kernel refuses them.
+        let (name, forwarding) = comment.strip_prefix("egress ")?.split_once(" forwarding ")?;
+        Some(Self { name: name.to_owned(), forwarded_before: forwarding != "0" })
+    }
+}

@@ -1,0 +1,82 @@
+//! The one table of the host, `inet manta`: what sandboxes may do outside their namespaces. Rules only; they
+//! never change while sandboxes come and go, only the set `sandboxes` does.
+
+use rustix::io::Errno;
+
+use super::addresses::{ALWAYS_DENIED, HOST_VETH_PREFIX, SLOT_RANGE, host_veth, inner_end};
+use super::host::Egress;
+use super::nft::Expr::{
+    Accept, Drop, EstablishedOrRelated, Goto, IifName, In, IpDaddr, IpSaddr, Ipv4, Is, IsName, Mask,
+    Masquerade, NotDstNat, NotEstablishedOrRelated, NotIn, OifName, ThenIpSaddr,
+};
+use super::nft::{Batch, Family, Hook, Policy, Socket, Table};
+use super::{NetError, NftError};
+
+pub(super) const TABLE: Table = Table(Family::Inet);
+const SANDBOXES: &str = "sandboxes";
+const DENIED: &str = "denied";
+const FROM_SANDBOX: &str = "from_sandbox";
+const TO_SANDBOX: &str = "to_sandbox";
+
+/// Puts the table into force, in place of one an earlier server left. Without an egress interface nothing is
+/// forwarded from or to a sandbox.
+pub(super) fn install(nft: &Socket, egress: Option<&Egress>) -> Result<(), NetError> {
+    let sandbox = Is(HOST_VETH_PREFIX.as_bytes());
+    let mut batch = Batch::new();
+    batch.replace_table(TABLE, &egress.map(Egress::to_comment).unwrap_or_default());
+    batch.interface_address_set(TABLE, SANDBOXES);
+    batch.range_set(TABLE, DENIED, &ALWAYS_DENIED);
+    for chain in [FROM_SANDBOX, TO_SANDBOX] {
+        batch.chain(TABLE, chain);
+    }
+    // Other traffic of the host is none of ours, hence the policies.
+    batch.base_chain(TABLE, "forward", Hook::Forward, Policy::Accept);
+    batch.rule(TABLE, "forward", &[IifName, sandbox, Goto(FROM_SANDBOX)]);
+    batch.rule(TABLE, "forward", &[OifName, sandbox, Goto(TO_SANDBOX)]);
+    batch.base_chain(TABLE, "input", Hook::Input, Policy::Accept);
+    batch.rule(TABLE, "input", &[IifName, sandbox, Drop]);
+    if let Some(egress) = egress {
+        let name = IsName(&egress.name);
+        let known = [Ipv4, IifName, ThenIpSaddr, In(SANDBOXES)];
+        let allowed = [&[OifName, name][..], &known, &[IpDaddr, NotIn(DENIED), Accept]].concat();
+        batch.rule(TABLE, FROM_SANDBOX, &allowed);
+        batch.rule(TABLE, TO_SANDBOX, &[IifName, name, Ipv4, EstablishedOrRelated, Accept]);
+        if !egress.forwarded_before {
+            // It forwards now for the sandboxes' sake only: keep the machine from becoming a router. What
+            // the machine's own rules have translated, or started, is meant to be forwarded.
+            let rule = [IifName, name, NotEstablishedOrRelated, NotDstNat, Drop];
+            batch.rule(TABLE, "forward", &rule);
+        }
+        batch.base_chain(TABLE, "postrouting", Hook::PostroutingNat, Policy::Accept);
+        let slots = SLOT_RANGE.first.octets();
+        let rule = [OifName, name, Ipv4, IpSaddr, Mask(SLOT_RANGE.mask()), Is(&slots), Masquerade];
+        batch.rule(TABLE, "postrouting", &rule);
+    }
+    batch.rule(TABLE, FROM_SANDBOX, &[Drop]);
+    batch.rule(TABLE, TO_SANDBOX, &[Drop]);
+    batch.commit(nft, "install the nftables table")
+}
+
+/// Deletes the table.
+pub(super) fn remove(nft: &Socket) -> Result<(), NetError> {
+    let mut batch = Batch::new();
+    batch.delete_table(TABLE);
+    batch.commit(nft, "delete the nftables table")
+}
+
+/// Lets slot `index` out.
+pub(super) fn admit(nft: &Socket, index: u16) -> Result<(), NetError> {
+    let mut batch = Batch::new();
+    batch.add_interface_address(TABLE, SANDBOXES, &host_veth(index), inner_end(index));
+    batch.commit(nft, "add a sandbox to the nftables table")
+}
+
+/// Lets slot `index` out no longer; fine when it was not let out.
+pub(super) fn expel(nft: &Socket, index: u16) -> Result<(), NetError> {
+    let mut batch = Batch::new();
+    batch.delete_interface_address(TABLE, SANDBOXES, &host_veth(index), inner_end(index));
+    match batch.commit(nft, "remove a sandbox from the nftables table") {
+        Err(NetError::Nft { source: NftError::Refused { source: Errno::NOENT, .. }, .. }) => Ok(()),
+        result => result,
+    }
+}

@@ -1,0 +1,30 @@
+//! Removes what a server that was killed has left of the network. Knows the names, owns nothing.
+
+use super::addresses::is_host_veth;
+use super::error::all_or;
+use super::host::Egress;
+use super::link::Links;
+use super::nft::Socket;
+use super::{NetError, host_rules};
+
+/// Removes all slots' interfaces and the table from the calling thread's namespace, and gives the egress
+/// interface the setting it had before (the table's comment tells). Slots' namespaces end with the last process
+/// in them: sweep processes first. Fine when there is nothing.
+///
+/// # Errors
+/// All that failed; the rest is done.
+pub fn sweep_network() -> Result<(), NetError> {
+    let mut links = Links::open();
+    let mut results = Vec::new();
+    for link in links.list()? {
+        if link.is_veth && is_host_veth(&link.name) {
+            results.push(links.delete(&link.name));
+        }
+    }
+    if host_rules::TABLE.comment()?.is_some() {
+        // The table last: as long as it exists it confines slots and remembers the interface's setting.
+        results.push(Egress::left_over().and_then(|egress| egress.map_or(Ok(()), |egress| egress.restore())));
+        results.push(host_rules::remove(&Socket::open()?));
+    }
+    all_or("the left-over network", results)
+}

@@ -1,0 +1,324 @@
+//! A VMM process: spawned into a namespace with its own credentials, watched and reaped through a pidfd. Owns
+//! the process until it is reaped. Does not know what the program is; left-over processes of an earlier
+//! server are [`Stray`]s.
+
+mod stray;
+mod sys;
+
+use std::ffi::{CString, NulError, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
+
+use crate::netns::NetNs;
+
+pub use stray::{Stray, processes_in};
+pub use sys::SpawnStep;
+
+/// The most output that is kept of a process, in bytes; as much as the pipe holds by default (`pipe(7)`).
+const OUTPUT_LIMIT: usize = 64 * 1024;
+/// How long dropping a live process may wait for its end.
+const DROP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Whom a process runs as. With `uid` 0 it stays root and keeps its capabilities.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// Real, effective and saved user id.
+    pub uid: u32,
+    /// Real, effective and saved group id.
+    pub gid: u32,
+    /// All supplementary groups; those of the server are not inherited.
+    pub groups: Vec<u32>,
+}
+
+/// What to spawn, and as what.
+#[derive(Debug)]
+pub struct Spawn<'a> {
+    /// Absolute path of the program; no search path is used.
+    pub program: &'a Path,
+    /// Its arguments, without the program's name.
+    pub args: &'a [OsString],
+    /// Its working directory, entered before the credentials change: its parents need not be searchable.
+    pub dir: &'a Path,
+    /// Its network namespace, else the caller's.
+    pub netns: Option<&'a NetNs>,
+    /// Whom it runs as.
+    pub credentials: &'a Credentials,
+    /// File descriptors it inherits, each under the given number (3 or more, no number twice).
+    pub fds: Vec<(OwnedFd, RawFd)>,
+}
+
+/// A child process. Dropping it while it runs kills it.
+#[derive(Debug)]
+pub struct Process {
+    pid: u32,
+    pidfd: OwnedFd,
+    status: Mutex<Option<ExitStatus>>,
+    output: Mutex<Output>,
+}
+
+#[derive(Debug)]
+struct Output {
+    pipe: OwnedFd,
+    bytes: Vec<u8>,
+}
+
+/// What can go wrong with a process.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// A path or an argument contains a NUL byte.
+    #[error("cannot pass {text:?} to a program")]
+    Nul {
+        /// The text.
+        text: OsString,
+        /// Where the NUL is.
+        #[source]
+        source: NulError,
+    },
+    /// A file descriptor was to be passed under a number below 3, or two under the same.
+    #[error("cannot pass a file descriptor under the number {0}")]
+    FdNumber(RawFd),
+    /// Pipes, descriptors or `/dev/null` could not be had before the spawn.
+    #[error("cannot prepare to spawn {program}")]
+    Prepare {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        #[source]
+        source: Errno,
+    },
+    /// The child could not be made, or failed in `step` on its way to the program.
+    #[error("cannot spawn {program} ({step})")]
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// What it was doing.
+        step: SpawnStep,
+        /// Why.
+        #[source]
+        source: Errno,
+    },
+    /// Signalling through the pidfd failed.
+    #[error("cannot kill process {pid}")]
+    Kill {
+        /// The process.
+        pid: u32,
+        /// Why.
+        #[source]
+        source: Errno,
+    },
+    /// Waiting on the pidfd failed.
+    #[error("cannot wait for process {pid}")]
+    Wait {
+        /// The process.
+        pid: u32,
+        /// Why.
+        #[source]
+        source: Errno,
+    },
+    /// A killed process did not end in time.
+    #[error("process {pid} did not end within {timeout:?} of being killed")]
+    Unkillable {
+        /// The process.
+        pid: u32,
+        /// How long it was given.
+        timeout: Duration,
+    },
+    /// A directory could not be resolved, or `/proc` not be listed.
+    #[error("cannot look for processes in {dir}")]
+    Scan {
+        /// The directory they would be working in.
+        dir: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Process {
+    /// Starts a program: in a session of its own, stdin from `/dev/null`, an empty environment, no new
+    /// privileges, no signal blocked, every signal at its default except SIGPIPE, which is ignored, so that
+    /// it outlives this server even when it prints something later. Nothing ties it to the server's death.
+    ///
+    /// Its stdout and stderr share one pipe that never blocks it and is read by [`Process::output`] only: a
+    /// chatty guest fills it once and costs nothing more.
+    ///
+    /// # Errors
+    /// When the arguments are unfit, or a step in the child fails: `Spawn` names the step, also for a program
+    /// that does not exist.
+    pub fn spawn(spawn: Spawn<'_>) -> Result<Self, ProcessError> {
+        let program = spawn.program;
+        let prepare = |source| ProcessError::Prepare { program: program.to_owned(), source };
+        let (pipe, out) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(prepare)?;
+        let mut argv = vec![c_string(program.as_os_str())?];
+        for arg in spawn.args {
+            argv.push(c_string(arg)?);
+        }
+        let mut numbers: Vec<RawFd> = spawn.fds.iter().map(|(_, number)| *number).collect();
+        numbers.sort_unstable();
+        if let Some(bad) = numbers.iter().find(|number| **number < 3) {
+            return Err(ProcessError::FdNumber(*bad));
+        }
+        if let Some(twice) = numbers.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(ProcessError::FdNumber(twice[0]));
+        }
+        // Above all numbers asked for, so that giving out one cannot overwrite another not given out yet.
+        let free = numbers.last().map_or(3, |last| last + 1);
+        let aside = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, free).map_err(prepare);
+        let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())
+            .map_err(prepare)?;
+        let mut fds = vec![(aside(null.as_fd())?, 0), (aside(out.as_fd())?, 1), (aside(out.as_fd())?, 2)];
+        for (fd, number) in &spawn.fds {
+            fds.push((aside(fd.as_fd())?, *number));
+        }
+        let child = sys::Child {
+            argv: &argv,
+            dir: &c_string(spawn.dir.as_os_str())?,
+            netns: spawn.netns.map(NetNs::as_fd),
+            credentials: spawn.credentials,
+            fds: &fds,
+            unused: &unused(&numbers),
+        };
+        let (pid, pidfd) = sys::spawn(&child).map_err(|(step, source)| ProcessError::Spawn {
+            program: program.to_owned(),
+            step,
+            source,
+        })?;
+        let output = Mutex::new(Output { pipe, bytes: Vec::new() });
+        Ok(Self { pid, pidfd, status: Mutex::new(None), output })
+    }
+
+    /// The process id; of use for messages and `/proc`, and only until the process is reaped.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// A descriptor that becomes readable when the process has ended.
+    #[must_use]
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Sends SIGKILL. Fine when the process is dead already; its end is seen by waiting for it.
+    ///
+    /// # Errors
+    /// When the kernel refuses the signal.
+    pub fn kill(&self) -> Result<(), ProcessError> {
+        kill(self.pid, self.pidfd())
+    }
+
+    /// The exit status if the process has ended, which reaps it; the status is remembered.
+    ///
+    /// # Errors
+    /// When waiting fails, which means that someone else has reaped the process.
+    pub fn try_wait(&self) -> Result<Option<ExitStatus>, ProcessError> {
+        let mut status = lock(&self.status);
+        if status.is_none() {
+            let ended = waitid(WaitId::PidFd(self.pidfd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
+                .map_err(|source| ProcessError::Wait { pid: self.pid, source })?;
+            *status = ended.as_ref().map(exit_status);
+        }
+        Ok(*status)
+    }
+
+    /// Like [`Process::try_wait`], but waits up to `timeout` for the end.
+    ///
+    /// # Errors
+    /// As for [`Process::try_wait`].
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<ExitStatus>, ProcessError> {
+        if let Some(status) = self.try_wait()? {
+            return Ok(Some(status));
+        }
+        wait_readable(self.pid, self.pidfd(), timeout)?;
+        self.try_wait()
+    }
+
+    /// What the process has printed so far, stdout and stderr interleaved, at most 64 KiB, with anything that
+    /// is not UTF-8 replaced. Does not wait.
+    #[must_use]
+    pub fn output(&self) -> String {
+        let mut output = lock(&self.output);
+        let Output { pipe, bytes } = &mut *output;
+        let mut chunk = [0; 4096];
+        while bytes.len() < OUTPUT_LIMIT {
+            let room = chunk.len().min(OUTPUT_LIMIT - bytes.len());
+            match rustix::io::read(&*pipe, &mut chunk[..room]) {
+                Ok(0) => break,
+                Ok(n) => bytes.extend_from_slice(&chunk[..n]),
+                Err(Errno::INTR) => {}
+                Err(_) => break,
+            }
+        }
+        String::from_utf8_lossy(bytes).into_owned()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if matches!(self.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        let ended = self.kill().and_then(|()| self.wait_timeout(DROP_TIMEOUT));
+        tracing::warn!(pid = self.pid, ?ended, "process dropped while it ran: killed");
+    }
+}
+
+fn kill(pid: u32, pidfd: BorrowedFd<'_>) -> Result<(), ProcessError> {
+    match pidfd_send_signal(pidfd, Signal::KILL) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(source) => Err(ProcessError::Kill { pid, source }),
+    }
+}
+
+/// Waits for the end of a process, at most `timeout`; tells whether it has ended.
+fn wait_readable(pid: u32, pidfd: BorrowedFd<'_>, timeout: Duration) -> Result<bool, ProcessError> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // A Duration too long for the kernel is as good as none.
+        let left = Timespec::try_from(left).ok();
+        match poll(&mut [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)], left.as_ref()) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(source) => return Err(ProcessError::Wait { pid, source }),
+        }
+    }
+}
+
+fn exit_status(ended: &WaitIdStatus) -> ExitStatus {
+    // The encoding of wait(2): the exit code in the second byte, or the signal in the first with 0x80 for a
+    // core dump.
+    let dumped = if ended.dumped() { 0x80 } else { 0 };
+    let raw = match (ended.exit_status(), ended.terminating_signal()) {
+        (Some(code), _) => (code & 0xff) << 8,
+        (None, signal) => signal.unwrap_or(0) | dumped,
+    };
+    ExitStatus::from_raw(raw)
+}
+
+/// The ranges of numbers from 3 on that are not among `numbers`, which are ascending.
+fn unused(numbers: &[RawFd]) -> Vec<(RawFd, RawFd)> {
+    let starts = std::iter::once(3).chain(numbers.iter().map(|number| number + 1));
+    let ends = numbers.iter().map(|number| number - 1).chain([RawFd::MAX]);
+    starts.zip(ends).filter(|(first, last)| first <= last).collect()
+}
+
+fn c_string(text: &std::ffi::OsStr) -> Result<CString, ProcessError> {
+    CString::new(text.as_bytes()).map_err(|source| ProcessError::Nul { text: text.to_owned(), source })
+}
+
+/// A panic elsewhere cannot leave these values half-changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

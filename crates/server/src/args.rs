@@ -1,0 +1,176 @@
+//! The server's settings: environment variables and flags, each validated once. A value that does
+//! not parse stops the start. The table in the README is generated from here.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use manta_agent_proto::DEFAULT_VSOCK_PORT;
+
+/// Settings of `manta server`.
+#[derive(Debug, Clone, Args)]
+pub struct ServerArgs {
+    /// Address and port to listen on
+    #[arg(
+        long,
+        env = "MANTA_LISTEN_ADDR",
+        value_name = "MANTA_LISTEN_ADDR",
+        default_value = "127.0.0.1:8080"
+    )]
+    pub listen_addr: SocketAddr,
+    /// What runs the microVMs; auto: Firecracker where KVM is usable and it is installed, else QEMU
+    #[arg(long, env = "MANTA_VMM", value_name = "MANTA_VMM", default_value = "auto", value_parser = ["auto", "firecracker", "qemu"])]
+    pub vmm: String,
+    /// Firecracker program
+    #[arg(
+        long,
+        env = "MANTA_FIRECRACKER_BIN",
+        value_name = "MANTA_FIRECRACKER_BIN",
+        default_value = "firecracker"
+    )]
+    pub firecracker_bin: PathBuf,
+    /// QEMU program, version 8 or later
+    #[arg(long, env = "MANTA_QEMU_BIN", value_name = "MANTA_QEMU_BIN", default_value = "qemu-system-x86_64")]
+    pub qemu_bin: PathBuf,
+    /// Guest kernel, an uncompressed ELF image
+    #[arg(
+        long,
+        env = "MANTA_KERNEL_PATH",
+        value_name = "MANTA_KERNEL_PATH",
+        default_value = "guest-artifacts/vmlinux"
+    )]
+    pub kernel_path: PathBuf,
+    /// Guest root image, shared read-only by all sandboxes
+    #[arg(
+        long,
+        env = "MANTA_ROOTFS_PATH",
+        value_name = "MANTA_ROOTFS_PATH",
+        default_value = "guest-artifacts/rootfs.ext4"
+    )]
+    pub rootfs_path: PathBuf,
+    /// Guest agent, a static binary
+    #[arg(
+        long,
+        env = "MANTA_AGENT_PATH",
+        value_name = "MANTA_AGENT_PATH",
+        default_value = "guest-artifacts/manta-agent"
+    )]
+    pub agent_path: PathBuf,
+    /// Directory for everything the server writes
+    #[arg(long, env = "MANTA_WORK_DIR", value_name = "MANTA_WORK_DIR", default_value = "/var/lib/manta")]
+    pub work_dir: PathBuf,
+    /// Interface through which sandboxes reach the internet; auto: that of the default route; none: no egress
+    #[arg(long, env = "MANTA_HOST_IFACE", value_name = "MANTA_HOST_IFACE", default_value = "auto")]
+    pub host_iface: String,
+    /// Name servers that sandboxes use, comma-separated IPv4 addresses outside the denied ranges
+    #[arg(
+        long,
+        env = "MANTA_DNS",
+        value_name = "MANTA_DNS",
+        default_value = "1.1.1.1,8.8.8.8",
+        value_delimiter = ','
+    )]
+    pub dns: Vec<Ipv4Addr>,
+    /// Network slots kept ready ahead of time
+    #[arg(long, env = "MANTA_NETNS_POOL_SIZE", value_name = "MANTA_NETNS_POOL_SIZE", default_value = "64", value_parser = clap::value_parser!(u16).range(0..=4096))]
+    pub netns_pool_size: u16,
+    /// Most sandboxes at once; default: as many as fit into the machine's memory
+    #[arg(long, env = "MANTA_MAX_SANDBOXES", value_name = "MANTA_MAX_SANDBOXES", value_parser = clap::value_parser!(u16).range(1..=16000))]
+    pub max_sandboxes: Option<u16>,
+    /// Restore sandboxes from a snapshot instead of booting them; not in this version, so only 0
+    #[arg(long, env = "MANTA_ENABLE_SNAPSHOTS", value_name = "MANTA_ENABLE_SNAPSHOTS", default_value = "0", value_parser = no_snapshots)]
+    pub enable_snapshots: bool,
+    /// How a sandbox's disk is cloned: auto (reflink where the file system can, else a sparse copy) or reflink-required
+    #[arg(
+        long,
+        env = "MANTA_ROOTFS_CLONE_MODE",
+        value_name = "MANTA_ROOTFS_CLONE_MODE",
+        default_value = "auto"
+    )]
+    pub rootfs_clone_mode: RootfsCloneMode,
+    /// Virtual processors of a sandbox
+    #[arg(long, env = "MANTA_VCPUS", value_name = "MANTA_VCPUS", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub vcpus: u8,
+    /// Memory of a sandbox, MiB
+    #[arg(long, env = "MANTA_MEM_MIB", value_name = "MANTA_MEM_MIB", default_value = "256", value_parser = clap::value_parser!(u32).range(64..=262_144))]
+    pub mem_mib: u32,
+    /// Writable disk of a sandbox, MiB; takes room on the host only as it fills
+    #[arg(long, env = "MANTA_DISK_MIB", value_name = "MANTA_DISK_MIB", default_value = "2048", value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
+    pub disk_mib: u32,
+    /// vsock port of the guest agent
+    #[arg(long, env = "MANTA_AGENT_PORT", value_name = "MANTA_AGENT_PORT", default_value_t = DEFAULT_VSOCK_PORT, value_parser = clap::value_parser!(u32).range(1..=65_535))]
+    pub agent_port: u32,
+    /// From the start of a microVM to its agent's first answer
+    #[arg(long, env = "MANTA_AGENT_WAIT_TIMEOUT", value_name = "MANTA_AGENT_WAIT_TIMEOUT", default_value = "60s", value_parser = duration)]
+    pub agent_wait_timeout: Duration,
+    /// To connect again to the agent of a running guest, when the connection was lost
+    #[arg(long, env = "MANTA_AGENT_DIAL_TIMEOUT", value_name = "MANTA_AGENT_DIAL_TIMEOUT", default_value = "5s", value_parser = duration)]
+    pub agent_dial_timeout: Duration,
+    /// For the agent to answer a request that takes it no time; also the grace after a command's time limit
+    #[arg(long, env = "MANTA_AGENT_CALL_TIMEOUT", value_name = "MANTA_AGENT_CALL_TIMEOUT", default_value = "15s", value_parser = duration)]
+    pub agent_call_timeout: Duration,
+    /// Time limit of a command that brings none
+    #[arg(long, env = "MANTA_EXEC_TIMEOUT", value_name = "MANTA_EXEC_TIMEOUT", default_value = "60s", value_parser = duration)]
+    pub exec_timeout: Duration,
+    /// Longest time limit a command may ask for
+    #[arg(long, env = "MANTA_EXEC_TIMEOUT_MAX", value_name = "MANTA_EXEC_TIMEOUT_MAX", default_value = "1h", value_parser = duration)]
+    pub exec_timeout_max: Duration,
+    /// Bytes kept of a command's standard output, and of its standard error
+    #[arg(long, env = "MANTA_OUTPUT_LIMIT", value_name = "MANTA_OUTPUT_LIMIT", default_value = "4194304", value_parser = clap::value_parser!(u64).range(1..=268_435_456))]
+    pub output_limit: u64,
+    /// How long a destroy lets running commands finish
+    #[arg(long, env = "MANTA_DESTROY_DRAIN", value_name = "MANTA_DESTROY_DRAIN", default_value = "2s", value_parser = duration_or_zero)]
+    pub destroy_drain: Duration,
+    /// Keep the directory of a sandbox that failed to boot, with its console text, until the next start
+    #[arg(long, env = "MANTA_DEBUG_KEEP_FAILED_SANDBOX", value_name = "MANTA_DEBUG_KEEP_FAILED_SANDBOX", default_value = "0", value_parser = switch)]
+    pub debug_keep_failed_sandbox: bool,
+    /// Log lines as text or as JSON
+    #[arg(long, env = "MANTA_LOG_FORMAT", value_name = "MANTA_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+    /// What to log, as in tracing's EnvFilter: error, warn, info, debug, or per module
+    #[arg(long, env = "MANTA_LOG", value_name = "MANTA_LOG", default_value = "info")]
+    pub log: String,
+}
+
+/// See [`ServerArgs::rootfs_clone_mode`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RootfsCloneMode {
+    /// Reflink where possible.
+    Auto,
+    /// Refuse to start without reflink.
+    ReflinkRequired,
+}
+
+/// See [`ServerArgs::log_format`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = duration_or_zero(text)?;
+    if duration.is_zero() { Err("must be longer than 0".to_owned()) } else { Ok(duration) }
+}
+
+fn duration_or_zero(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; write it like 500ms, 30s or 2m"))
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "0" | "false" | "no" | "off" | "" => Ok(false),
+        _ => Err("must be 0 or 1".to_owned()),
+    }
+}
+
+fn no_snapshots(text: &str) -> Result<bool, String> {
+    if switch(text)? {
+        return Err("this version boots every sandbox; set it to 0 or leave it out".to_owned());
+    }
+    Ok(false)
+}

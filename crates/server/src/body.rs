@@ -1,0 +1,73 @@
+//! Request bodies: JSON of one type, or an answer that says what is wrong with it.
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::header::CONTENT_TYPE;
+use manta_api::ErrorCode;
+use serde::de::DeserializeOwned;
+
+use crate::error::ApiError;
+
+/// Longest request body, bytes: standard input of a command is in there.
+pub(crate) const MAX_BODY: usize = 8 * 1024 * 1024;
+
+/// A body that must be there.
+pub(crate) struct Json<T>(pub(crate) T);
+
+/// A body that may be absent.
+pub(crate) struct OptionalJson<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        match bytes(request, state).await? {
+            Some(bytes) => parse(&bytes).map(Self),
+            None => Err(ApiError::new(ErrorCode::BadRequest, "the request has no body; send a JSON object")),
+        }
+    }
+}
+
+impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        Ok(Self(match bytes(request, state).await? {
+            Some(bytes) => parse(&bytes)?,
+            None => T::default(),
+        }))
+    }
+}
+
+async fn bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Option<Bytes>, ApiError> {
+    let content_type = request.headers().get(CONTENT_TYPE).cloned();
+    let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+        if rejection.status().as_u16() == 413 {
+            ApiError::new(ErrorCode::BodyTooLarge, format!("the body is longer than {MAX_BODY} bytes"))
+        } else {
+            ApiError::new(ErrorCode::BadRequest, format!("the body could not be read: {rejection}"))
+        }
+    })?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    // Also what keeps a web page in somebody's browser from posting here: this type needs a
+    // preflight, which nobody answers.
+    let json = content_type.as_ref().and_then(|value| value.to_str().ok()).is_some_and(|value| {
+        value.split(';').next().is_some_and(|media| media.trim().eq_ignore_ascii_case("application/json"))
+    });
+    if json {
+        Ok(Some(bytes))
+    } else {
+        Err(ApiError::new(
+            ErrorCode::UnsupportedMediaType,
+            "send the body with Content-Type: application/json",
+        ))
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        ApiError::new(ErrorCode::BadRequest, format!("the body is not what this route takes: {error}"))
+    })
+}

@@ -1,0 +1,180 @@
+//! What the kernel and the machine must offer, tried out rather than looked up.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use manta_host::mounts::{cgroups, filesystem_of};
+use manta_host::net::{HostNetwork, NetSlot, detect_egress};
+use manta_host::{NetNs, disk, facts};
+
+use super::{Finding, chain};
+use crate::args::ServerArgs;
+use crate::run::is_root;
+
+/// Open files that a server with a few hundred sandboxes needs.
+const OPEN_FILES: u64 = 16_384;
+/// Processes and threads that it needs.
+const PROCESSES: u64 = 8_192;
+/// Bytes below which the work directory's file system is called small.
+const SMALL_DISK: u64 = 5 << 30;
+
+/// All checks but those of VMMs.
+pub(super) fn all(args: &ServerArgs) -> Vec<Finding> {
+    let mut findings = vec![root()];
+    findings.extend(network());
+    findings.push(egress(&args.host_iface));
+    findings.extend(artifacts(args));
+    findings.extend(work_dir(&args.work_dir));
+    findings.push(cgroup_controllers());
+    findings.extend(limits());
+    findings
+}
+
+fn root() -> Finding {
+    if is_root() {
+        Finding::ok("root", "running as root")
+    } else {
+        Finding::error(
+            "root",
+            "not running as root",
+            "run as root: the server makes namespaces, taps and rules",
+        )
+    }
+}
+
+/// Sets up a slot with all that belongs to it, in a namespace made for this and gone afterwards.
+fn network() -> Vec<Finding> {
+    let namespace = match NetNs::create() {
+        Ok(namespace) => namespace,
+        Err(error) => {
+            let advice = "needs root and a kernel with CONFIG_NET_NS";
+            return vec![Finding::error("namespaces", chain(&error), advice)];
+        }
+    };
+    let tried = namespace.run(|| {
+        let host = HostNetwork::set_up(None).map(Arc::new).map_err(|error| ("nftables", chain(&error)))?;
+        NetSlot::create(&host, 0, 0).and_then(NetSlot::destroy).map_err(|error| ("slot", chain(&error)))
+    });
+    let mut findings = vec![Finding::ok("namespaces", "network namespaces can be made")];
+    findings.push(match tried {
+        Ok(Ok(())) => Finding::ok("network", "tap, veth, addresses and nftables rules with NAT can be made"),
+        Ok(Err((what, error))) => Finding::error(
+            "network",
+            format!("{what}: {error}"),
+            "needs the kernel modules tun, veth, nf_tables, nf_conntrack and nf_nat (modprobe them), and root",
+        ),
+        Err(error) => Finding::error("network", chain(&error), "needs root"),
+    });
+    findings
+}
+
+fn egress(setting: &str) -> Finding {
+    let interface = match setting {
+        "auto" => detect_egress(),
+        "none" => None,
+        name => Some(name.to_owned()),
+    };
+    match interface {
+        Some(name) if Path::new("/sys/class/net").join(&name).exists() => Finding::ok("egress", name),
+        Some(name) => Finding::error(
+            "egress",
+            format!("no interface {name}"),
+            "set MANTA_HOST_IFACE to one that exists, or auto",
+        ),
+        None => Finding::warning(
+            "egress",
+            "no default route",
+            "sandboxes will reach no network; give the host a default route or set MANTA_HOST_IFACE",
+        ),
+    }
+}
+
+fn artifacts(args: &ServerArgs) -> Vec<Finding> {
+    [
+        ("kernel", &args.kernel_path, "MANTA_KERNEL_PATH"),
+        ("rootfs", &args.rootfs_path, "MANTA_ROOTFS_PATH"),
+        ("agent", &args.agent_path, "MANTA_AGENT_PATH"),
+    ]
+    .into_iter()
+    .map(|(check, path, variable)| match fs::metadata(path) {
+        Ok(found) => Finding::ok(check, format!("{} ({} MiB)", path.display(), found.len() >> 20)),
+        Err(error) => Finding::error(
+            check,
+            format!("{}: {error}", path.display()),
+            format!("build it with `manta image build`, or set {variable}"),
+        ),
+    })
+    .collect()
+}
+
+fn work_dir(path: &Path) -> Vec<Finding> {
+    // It may not exist yet: what counts is where it will be.
+    let Some(existing) = path.ancestors().find(|dir| dir.is_dir()) else {
+        return vec![Finding::error(
+            "work dir",
+            format!("{} has no parent", path.display()),
+            "set MANTA_WORK_DIR",
+        )];
+    };
+    let place = match filesystem_of(existing) {
+        Ok(found) => format!("{} on {} ({})", path.display(), found.kind, found.device),
+        Err(error) => format!("{} ({error})", path.display()),
+    };
+    let mut findings = vec![match disk::reflink_supported(existing) {
+        Ok(true) => Finding::ok("work dir", format!("{place}, clones files by reflink")),
+        Ok(false) => Finding::ok("work dir", format!("{place}, no reflink: disks are cloned by sparse copy")),
+        Err(error) => Finding::error(
+            "work dir",
+            format!("{place}: {}", chain(&error)),
+            "set MANTA_WORK_DIR to a writable place",
+        ),
+    }];
+    let free = rustix::fs::statvfs(existing).map_or(u64::MAX, |found| found.f_bavail * found.f_frsize);
+    if free < SMALL_DISK {
+        findings.push(Finding::warning(
+            "disk space",
+            format!("{} MiB free at {}", free >> 20, existing.display()),
+            "sandboxes write to their disks here; make room or set MANTA_WORK_DIR",
+        ));
+    }
+    findings
+}
+
+fn cgroup_controllers() -> Finding {
+    let found = match cgroups() {
+        Ok(found) => found,
+        Err(error) => return Finding::warning("cgroups", error.to_string(), "mount /proc"),
+    };
+    let has = |name: &&str| found.v1_controllers.iter().chain(&found.v2_controllers).any(|had| had == name);
+    let missing: Vec<_> = ["memory", "cpu", "pids"].into_iter().filter(|name| !has(name)).collect();
+    let text = format!("v2: {}; v1: {}", list(&found.v2_controllers), list(&found.v1_controllers));
+    if missing.is_empty() {
+        Finding::ok("cgroups", text)
+    } else {
+        let advice =
+            format!("mount the controllers {}; without them sandboxes cannot be limited", missing.join(", "));
+        Finding::warning("cgroups", text, advice)
+    }
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "none".to_owned() } else { names.join(" ") }
+}
+
+fn limits() -> Vec<Finding> {
+    [
+        ("open files", facts::open_files().hard, OPEN_FILES, "LimitNOFILE= in the unit, or `ulimit -n`"),
+        ("processes", facts::processes().hard, PROCESSES, "LimitNPROC= in the unit, or `ulimit -u`"),
+    ]
+    .into_iter()
+    .map(|(check, limit, wanted, how)| match limit {
+        Some(limit) if limit < wanted => {
+            let advice = format!("raise it to {wanted} for a few hundred sandboxes ({how})");
+            Finding::warning(check, format!("at most {limit}"), advice)
+        }
+        Some(limit) => Finding::ok(check, format!("at most {limit}")),
+        None => Finding::ok(check, "unlimited"),
+    })
+    .collect()
+}

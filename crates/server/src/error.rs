@@ -1,0 +1,69 @@
+//! The one place where errors become statuses, codes and public messages.
+
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use manta_api::{ErrorBody, ErrorCode};
+use manta_engine::{EngineError, Output};
+use tracing::error;
+
+/// Seconds after which a full host is worth another try.
+const RETRY_AFTER_S: u64 = 1;
+
+/// An answer that is not 2xx.
+#[derive(Debug)]
+pub(crate) struct ApiError(ErrorBody);
+
+impl ApiError {
+    pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self(ErrorBody { error: message.into(), code, stdout: None, stderr: None })
+    }
+
+    fn with_output(mut self, output: &Output, encode: impl Fn(&[u8]) -> String) -> Self {
+        self.0.stdout = Some(encode(&output.stdout));
+        self.0.stderr = Some(encode(&output.stderr));
+        self
+    }
+
+    /// An engine error; `encode` turns what a command printed into text.
+    pub(crate) fn from_engine(error: &EngineError, encode: impl Fn(&[u8]) -> String) -> Self {
+        let (code, output) = match error {
+            EngineError::NotFound(_) => (ErrorCode::SandboxNotFound, None),
+            EngineError::NotRunning { .. } => (ErrorCode::SandboxNotRunning, None),
+            EngineError::Destroyed { output, .. } => (ErrorCode::SandboxDestroyed, Some(output)),
+            EngineError::GuestGone { output, .. } => (ErrorCode::GuestGone, Some(output)),
+            EngineError::GuestTimeout { output, .. } => (ErrorCode::GuestTimeout, Some(output)),
+            EngineError::ExecTimeout { output, .. } => (ErrorCode::ExecTimeout, Some(output)),
+            EngineError::BadRequest(_) => (ErrorCode::BadRequest, None),
+            EngineError::HostFull { .. } => (ErrorCode::HostFull, None),
+            EngineError::ShuttingDown => (ErrorCode::ShuttingDown, None),
+            EngineError::BootFailed { .. } => (ErrorCode::BootFailed, None),
+            EngineError::Host { .. } => {
+                error!(%error, "internal error");
+                return Self::new(ErrorCode::Internal, "the host failed; the server's log says how");
+            }
+        };
+        let answer = Self::new(code, error.to_string());
+        match output {
+            Some(output) => answer.with_output(output, encode),
+            None => answer,
+        }
+    }
+}
+
+impl From<EngineError> for ApiError {
+    fn from(error: EngineError) -> Self {
+        Self::from_engine(&error, |bytes| String::from_utf8_lossy(bytes).into_owned())
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, axum::Json(&self.0)).into_response();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+        }
+        response
+    }
+}

@@ -1,0 +1,68 @@
+//! The routes, and the OpenAPI document made from them.
+
+mod exec;
+mod sandboxes;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use manta_api::ErrorCode;
+use manta_engine::Engine;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::body::MAX_BODY;
+use crate::error::ApiError;
+use crate::health::Conditions;
+
+/// What handlers share.
+#[derive(Debug, Clone)]
+pub(crate) struct AppState {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) conditions: Arc<Conditions>,
+}
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "Manta",
+    description = "Isolated Linux sandboxes, one microVM each: create, run commands, destroy.",
+    license(name = "Apache-2.0", identifier = "Apache-2.0")
+))]
+struct Document;
+
+fn documented() -> OpenApiRouter<AppState> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(sandboxes::create))
+        .routes(routes!(exec::exec))
+        .routes(routes!(sandboxes::destroy))
+        .routes(routes!(sandboxes::list))
+        .routes(routes!(crate::health::healthz))
+}
+
+/// The OpenAPI document, pretty-printed JSON.
+#[must_use]
+pub fn openapi() -> String {
+    let (_, document) = documented().split_for_parts();
+    document.to_pretty_json().unwrap_or_default() + "\n"
+}
+
+/// The whole HTTP interface.
+pub(crate) fn router(state: AppState) -> Router {
+    let document = openapi();
+    let (router, _) = documented().split_for_parts();
+    router
+        .route(
+            "/openapi.json",
+            axum::routing::get(move || async move { ([("content-type", "application/json")], document) }),
+        )
+        .fallback(|| async {
+            ApiError::new(ErrorCode::NotFound, "no such route; GET /openapi.json lists them")
+        })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(ErrorCode::MethodNotAllowed, "this route does not take this method")
+        })
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(state)
+}

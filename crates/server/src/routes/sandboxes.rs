@@ -1,0 +1,62 @@
+//! Making, listing and destroying sandboxes.
+
+use axum::extract::State;
+use manta_api::{
+    CreateRequest, CreateResponse, DestroyRequest, DestroyResponse, DestroyStatus, ErrorBody, SandboxList,
+};
+
+use super::AppState;
+use crate::body::{Json, OptionalJson};
+use crate::error::ApiError;
+
+/// Makes a sandbox. Answers when it takes commands.
+#[utoipa::path(
+    post,
+    path = "/create",
+    request_body = Option<CreateRequest>,
+    responses(
+        (status = 200, body = CreateResponse),
+        (status = 400, body = ErrorBody),
+        (status = 413, body = ErrorBody),
+        (status = 415, body = ErrorBody),
+        (status = 500, body = ErrorBody),
+        (status = 502, body = ErrorBody, description = "`boot_failed`"),
+        (status = 503, body = ErrorBody, description = "`host_full` or `shutting_down`; see Retry-After"),
+    )
+)]
+pub(super) async fn create(
+    State(state): State<AppState>,
+    OptionalJson(CreateRequest {}): OptionalJson<CreateRequest>,
+) -> Result<axum::Json<CreateResponse>, ApiError> {
+    let sandbox_id = state.engine.create().await?;
+    Ok(axum::Json(CreateResponse { sandbox_id }))
+}
+
+/// Destroys a sandbox. Answers when it and all it used are gone; again when it already was.
+///
+/// Running commands get a short while to finish, then answer `sandbox_destroyed`.
+#[utoipa::path(
+    post,
+    path = "/destroy",
+    request_body = DestroyRequest,
+    responses(
+        (status = 200, body = DestroyResponse),
+        (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody, description = "`sandbox_not_found`"),
+        (status = 413, body = ErrorBody),
+        (status = 415, body = ErrorBody),
+    )
+)]
+pub(super) async fn destroy(
+    State(state): State<AppState>,
+    Json(request): Json<DestroyRequest>,
+) -> Result<axum::Json<DestroyResponse>, ApiError> {
+    state.engine.destroy(&request.sandbox_id).await?;
+    Ok(axum::Json(DestroyResponse { sandbox_id: request.sandbox_id, status: DestroyStatus::Destroyed }))
+}
+
+/// Lists sandboxes, oldest first.
+#[utoipa::path(get, path = "/sandboxes", responses((status = 200, body = SandboxList)))]
+pub(super) async fn list(State(state): State<AppState>) -> axum::Json<SandboxList> {
+    axum::Json(SandboxList { sandboxes: state.engine.list() })
+}

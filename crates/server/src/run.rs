@@ -1,0 +1,190 @@
+//! From settings to a serving process, and its orderly end.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use manta_engine::{Engine, EngineConfig, StartError};
+use manta_host::disk::CloneMode;
+use manta_host::{facts, net};
+use manta_vmm::{VmmChoice, VmmError};
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+
+use crate::args::{RootfsCloneMode, ServerArgs};
+use crate::health::Conditions;
+use crate::routes::{AppState, router};
+use crate::telemetry;
+
+/// Memory left to the host when the default number of sandboxes is worked out, MiB.
+const HOST_RESERVE_MIB: u64 = 1024;
+/// What a VMM takes beside its guest's memory, MiB.
+const VMM_OVERHEAD_MIB: u64 = 48;
+/// How long answers under way may take to be written once all sandboxes are gone.
+const HTTP_GRACE: Duration = Duration::from_secs(5);
+
+/// Why the server did not start, or did not end as it should.
+#[derive(Debug, Error)]
+pub enum ServerError {
+    /// A setting that cannot be.
+    #[error("{0}")]
+    Setting(String),
+    /// Only root may make network namespaces and taps.
+    #[error("manta server needs root: it makes network namespaces, taps and nftables rules")]
+    NotRoot,
+    /// No VMM can be used.
+    #[error("no usable VMM")]
+    Vmm(#[source] VmmError),
+    /// The engine.
+    #[error("cannot start")]
+    Engine(#[source] StartError),
+    /// The listener.
+    #[error("cannot listen on {address}; is another server running?")]
+    Listen {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The runtime or the signals.
+    #[error("cannot {0}")]
+    System(&'static str, #[source] std::io::Error),
+    /// It ended, and something was left.
+    #[error("left behind: {0}")]
+    Left(String),
+}
+
+/// Serves until SIGINT or SIGTERM, then removes everything it made.
+///
+/// # Errors
+/// See [`ServerError`].
+pub fn main(args: ServerArgs) -> Result<(), ServerError> {
+    telemetry::init(&args.log, args.log_format).map_err(ServerError::Setting)?;
+    if !is_root() {
+        return Err(ServerError::NotRoot);
+    }
+    if let Err(error) = facts::raise_nofile() {
+        warn!(%error, "the limit on open files stays as it is");
+    }
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| ServerError::System("start the runtime", error))?
+        .block_on(serve(args))
+}
+
+async fn serve(args: ServerArgs) -> Result<(), ServerError> {
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|e| ServerError::System("watch SIGTERM", e))?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(|e| ServerError::System("watch SIGINT", e))?;
+    // Bound before anything is made on the host, so that a taken port costs nothing.
+    let listener = TcpListener::bind(args.listen_addr)
+        .await
+        .map_err(|source| ServerError::Listen { address: args.listen_addr, source })?;
+    let address =
+        listener.local_addr().map_err(|error| ServerError::System("read the listener's address", error))?;
+
+    let (config, reason) = tokio::task::block_in_place(|| engine_config(&args))?;
+    let conditions = Conditions::read(&args, config.vmm.info(), reason, config.egress.as_deref());
+    let engine = tokio::task::block_in_place(|| Engine::start(config)).map_err(ServerError::Engine)?;
+    let engine = Arc::new(engine);
+    let state = AppState { engine: engine.clone(), conditions: Arc::new(conditions) };
+
+    let (stop_http, http_stopped) = tokio::sync::oneshot::channel::<()>();
+    let server = axum::serve(listener, router(state)).with_graceful_shutdown(async {
+        let _ = http_stopped.await;
+    });
+    let server = tokio::spawn(server.into_future());
+    info!(%address, "serving");
+    // For whoever started us: with port 0 in the settings the address is only known here.
+    println!("manta: listening on http://{address}");
+    let _ = std::io::stdout().flush();
+
+    tokio::select! {
+        _ = terminate.recv() => info!("SIGTERM"),
+        _ = interrupt.recv() => info!("SIGINT"),
+    }
+    let report = engine.shut_down().await;
+    let _ = stop_http.send(());
+    if tokio::time::timeout(HTTP_GRACE, server).await.is_err() {
+        warn!("connections still open at the end were cut");
+    }
+    if report.problems.is_empty() { Ok(()) } else { Err(ServerError::Left(report.problems.join("; "))) }
+}
+
+/// Settings as the engine takes them, and why this VMM was chosen. Blocking: probes KVM.
+fn engine_config(args: &ServerArgs) -> Result<(EngineConfig, String), ServerError> {
+    let wish: VmmChoice =
+        args.vmm.parse().map_err(|error| ServerError::Setting(format!("MANTA_VMM: {error}")))?;
+    let probe = manta_vmm::probe::probe_kvm();
+    let choice =
+        manta_vmm::choose(wish, &args.firecracker_bin, &args.qemu_bin, &probe).map_err(ServerError::Vmm)?;
+    info!(vmm = %choice.vmm.info().kind, reason = choice.reason, "VMM chosen");
+    let egress = egress(&args.host_iface)?;
+    if args.exec_timeout > args.exec_timeout_max {
+        return Err(ServerError::Setting(
+            "MANTA_EXEC_TIMEOUT is longer than MANTA_EXEC_TIMEOUT_MAX".to_owned(),
+        ));
+    }
+    let config = EngineConfig {
+        vmm: choice.vmm,
+        kernel: absolute(&args.kernel_path)?,
+        rootfs: absolute(&args.rootfs_path)?,
+        agent: absolute(&args.agent_path)?,
+        work_dir: absolute(&args.work_dir)?,
+        vcpus: args.vcpus,
+        mem_mib: args.mem_mib,
+        disk_mib: args.disk_mib,
+        clone_mode: match args.rootfs_clone_mode {
+            RootfsCloneMode::Auto => CloneMode::Auto,
+            RootfsCloneMode::ReflinkRequired => CloneMode::ReflinkRequired,
+        },
+        egress,
+        dns: args.dns.clone(),
+        netns_pool_size: usize::from(args.netns_pool_size),
+        max_sandboxes: args.max_sandboxes.map_or_else(|| fitting(args.mem_mib), usize::from),
+        vsock_port: args.agent_port,
+        agent_wait_timeout: args.agent_wait_timeout,
+        agent_dial_timeout: args.agent_dial_timeout,
+        agent_call_timeout: args.agent_call_timeout,
+        exec_timeout: args.exec_timeout,
+        exec_timeout_max: args.exec_timeout_max,
+        output_limit: args.output_limit,
+        destroy_drain: args.destroy_drain,
+        keep_failed: args.debug_keep_failed_sandbox,
+    };
+    Ok((config, choice.reason))
+}
+
+/// How many sandboxes of `mem_mib` fit into this machine's memory; at least one.
+fn fitting(mem_mib: u32) -> usize {
+    let fit = facts::mem_mib().saturating_sub(HOST_RESERVE_MIB) / (u64::from(mem_mib) + VMM_OVERHEAD_MIB);
+    usize::try_from(fit).unwrap_or(usize::MAX).clamp(1, 16_000)
+}
+
+/// Whether this process may do what only root may.
+pub(crate) fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn egress(setting: &str) -> Result<Option<String>, ServerError> {
+    match setting {
+        "auto" => Ok(net::detect_egress()),
+        "none" => Ok(None),
+        name if Path::new("/sys/class/net").join(name).exists() && !name.contains('/') => {
+            Ok(Some(name.to_owned()))
+        }
+        name => Err(ServerError::Setting(format!(
+            "MANTA_HOST_IFACE: there is no interface {name:?}; name one, or use auto or none"
+        ))),
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, ServerError> {
+    std::path::absolute(path).map_err(|error| ServerError::System("find the current directory", error))
+}

@@ -1,0 +1,72 @@
+//! The guest's vsock, as Firecracker shows it to the host: Unix sockets in the VM's directory
+//! (`docs/vsock.md` of Firecracker). Waits for the agent and connects to it.
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::OnceCell;
+
+use crate::dir::VmDir;
+use crate::error::VmmError;
+
+/// Where the host asks Firecracker for connections to the guest.
+pub(super) const SOCKET: &str = "v.sock";
+
+/// Up to 1.15, a connection can be reset by the guest before it knows that it has a new transport; the next one
+/// works.
+const ATTEMPTS: usize = 3;
+
+/// Longest answer to CONNECT: `OK 4294967295\n`.
+const MAX_ANSWER: usize = 32;
+
+#[derive(Debug)]
+pub(super) struct Vsock {
+    port: u32,
+    /// The guest's first call to the host, which the agent makes when it is up.
+    call: UnixListener,
+    /// Filled by that call; the stream is given to the first who asks.
+    called: OnceCell<Mutex<Option<UnixStream>>>,
+}
+
+impl Vsock {
+    /// Prepares for the agent's call, before the guest runs. `uid` is Firecracker's, which forwards the call.
+    pub(super) fn listen(dir: &VmDir, port: u32, uid: u32) -> Result<Self, VmmError> {
+        let call = dir.listen_here(&format!("{SOCKET}_{port}"), Some(uid))?;
+        Ok(Self { port, call, called: OnceCell::new() })
+    }
+
+    /// A stream to the agent, as soon as it is up. Safe to cancel.
+    pub(super) async fn connect(&self, dir: &VmDir) -> Result<UnixStream, VmmError> {
+        let call = async || self.call.accept().await.map(|(stream, _)| Mutex::new(Some(stream)));
+        let called = self.called.get_or_try_init(call).await.map_err(VmmError::AgentLink)?;
+        if let Some(stream) = called.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Ok(stream);
+        }
+        let mut attempt = 1;
+        loop {
+            match self.ask(dir).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) if attempt == ATTEMPTS => return Err(VmmError::AgentLink(error)),
+                Err(error) => tracing::debug!(%error, attempt, "no link to the agent"),
+            }
+            attempt += 1;
+        }
+    }
+
+    async fn ask(&self, dir: &VmDir) -> io::Result<UnixStream> {
+        let mut stream = dir.connect(SOCKET).await?;
+        stream.write_all(format!("CONNECT {}\n", self.port).as_bytes()).await?;
+        let mut answer = Vec::with_capacity(MAX_ANSWER);
+        // Byte by byte: what follows the line is the agent's.
+        while answer.last() != Some(&b'\n') && answer.len() < MAX_ANSWER {
+            answer.push(stream.read_u8().await?);
+        }
+        if answer.starts_with(b"OK ") && answer.ends_with(b"\n") {
+            return Ok(stream);
+        }
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        Err(io::Error::new(io::ErrorKind::InvalidData, format!("Firecracker answered {answer:?}")))
+    }
+}

@@ -1,0 +1,133 @@
+//! QEMU's command line. Pure.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+
+use serde_json::json;
+
+use crate::dir::Image;
+use crate::kernel_args;
+use crate::vmm::{Accelerator, VmSpec, mac_text};
+
+/// Descriptors QEMU inherits, beside the images'.
+pub(super) const QMP_FD: RawFd = 3;
+pub(super) const AGENT_FD: RawFd = 4;
+pub(super) const TAP_FD: RawFd = 5;
+
+/// Name of the agent's port, as the guest sees it; `manta_agent_proto::PORT_NAME`.
+const AGENT_PORT: &str = "manta.agent";
+
+/// What is kept of the guest's console, bytes.
+pub(super) const CONSOLE_SIZE: usize = 64 * 1024;
+/// QEMU's name of the console's buffer.
+pub(super) const CONSOLE: &str = "console";
+
+/// Cache of translated code, MiB. Larger ones cost memory per VM and bring a shell no speed.
+const TRANSLATIONS_MIB: u32 = 64;
+
+pub(super) fn args(spec: &VmSpec, accelerator: Accelerator, tsc_khz: Option<u64>) -> Vec<OsString> {
+    let mut kernel_args = format!("{} reboot=t", kernel_args::COMMON);
+    let (accel, cpu) = match accelerator {
+        Accelerator::Kvm => ("kvm".to_owned(), "host"),
+        Accelerator::Tcg => {
+            // TCG's TSC ticks like the host's. A guest left to measure it against the emulated timer of a busy
+            // host fails at times, and then hangs.
+            if let Some(khz) = tsc_khz {
+                kernel_args.push_str(&format!(" tsc_early_khz={khz}"));
+            }
+            (format!("tcg,thread=multi,tb-size={TRANSLATIONS_MIB}"), "max")
+        }
+    };
+    let mut args: Vec<String> = Vec::new();
+    let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
+
+    // Timers, interrupt controller and ACPI as a PC has them: without, Linux does not find its time. The two
+    // migration settings make states of this VM loadable without a description of their own.
+    let machine = "microvm,x-option-roms=off,pit=on,pic=on,rtc=on,isa-serial=on,acpi=on,suppress-vmdesc=on";
+    option("-machine", format!("{machine},memory-backend=memory"));
+    option("-global", "migration.send-configuration=off".to_owned());
+    // Shared memory in an unnamed file: a snapshot can copy the file, skipping its holes. Costs as much as
+    // anonymous memory.
+    option("-object", format!("memory-backend-memfd,id=memory,size={}M,share=on", spec.mem_mib));
+    option("-m", format!("{}M", spec.mem_mib));
+    option("-smp", spec.vcpus.to_string());
+    option("-accel", accel);
+    option("-cpu", cpu.to_owned());
+    // Loads the kernel directly, without SeaBIOS's search for something to boot.
+    option("-bios", "qboot.rom".to_owned());
+    option("-kernel", Image::Kernel.path());
+    option("-initrd", Image::Initramfs.path());
+    option("-append", kernel_args);
+
+    for (name, image, read_only) in [("rootfs", Image::Rootfs, true), ("disk", Image::Disk, false)] {
+        option("-blockdev", block_node(name, image, read_only));
+        option("-device", format!("virtio-blk-device,drive={name}"));
+    }
+    option("-netdev", format!("tap,id=net,fd={TAP_FD}"));
+    option("-device", format!("virtio-net-device,netdev=net,mac={}", mac_text(spec.mac)));
+    option("-device", "virtio-rng-device".to_owned());
+
+    option("-chardev", format!("socket,id=agent,fd={AGENT_FD},server=on,wait=off"));
+    option("-device", "virtio-serial-device,max_ports=2".to_owned());
+    option("-device", format!("virtserialport,chardev=agent,name={AGENT_PORT}"));
+    // In memory and bounded: the guest can fill neither a disk nor a pipe with it, nor be blocked by it.
+    option("-chardev", format!("ringbuf,id={CONSOLE},size={CONSOLE_SIZE}"));
+    option("-serial", format!("chardev:{CONSOLE}"));
+    option("-chardev", format!("socket,id=qmp,fd={QMP_FD},server=on,wait=off"));
+    option("-mon", "chardev=qmp,mode=control".to_owned());
+
+    // The guest's reboot or shutdown leaves QEMU paused, so that its console can still be read.
+    option("-action", "reboot=shutdown,shutdown=pause".to_owned());
+    option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
+    args.extend(["-nodefaults", "-no-user-config", "-nographic", "-S"].map(str::to_owned));
+    args.into_iter().map(OsString::from).collect()
+}
+
+fn block_node(name: &str, image: Image, read_only: bool) -> String {
+    let cache = json!({ "no-flush": true });
+    json!({
+        "driver": "raw",
+        "node-name": name,
+        "read-only": read_only,
+        // Blocks the guest frees go back to the host.
+        "discard": "unmap",
+        "cache": cache,
+        "file": {
+            "driver": "file",
+            "filename": image.path(),
+            "read-only": read_only,
+            "discard": "unmap",
+            "cache": cache,
+            // The rootfs is open in every VM, the disk in one by construction.
+            "locking": "off",
+        },
+    })
+    .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::test_spec;
+
+    fn lines(accelerator: Accelerator) -> String {
+        let args = args(&test_spec(), accelerator, Some(2_450_000));
+        let args: Vec<&str> = args.iter().filter_map(|arg| arg.to_str()).collect();
+        args.join("\n").replace("\n-", "\n\n-").replace('\n', " ").replace("  -", "\n-")
+    }
+
+    #[test]
+    fn command_line_under_tcg() {
+        insta::assert_snapshot!(lines(Accelerator::Tcg));
+    }
+
+    #[test]
+    fn command_line_with_kvm() {
+        insta::assert_snapshot!(lines(Accelerator::Kvm));
+    }
+
+    #[test]
+    fn port_name_is_the_one_the_agent_looks_for() {
+        assert_eq!(AGENT_PORT, manta_agent_proto::PORT_NAME);
+    }
+}

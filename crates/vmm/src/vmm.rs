@@ -1,0 +1,207 @@
+//! The [`Vmm`] trait and what goes in and out of it. No implementation.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use manta_host::{Credentials, NetNs};
+use tokio::net::UnixStream;
+
+use crate::error::VmmError;
+
+/// The virtual machine monitors there are drivers for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum VmmKind {
+    /// Firecracker; needs usable KVM.
+    Firecracker,
+    /// QEMU's `microvm` machine.
+    Qemu,
+}
+
+/// What executes the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Accelerator {
+    /// The processor's virtualization, through Linux's KVM.
+    Kvm,
+    /// QEMU's translator, in software.
+    Tcg,
+}
+
+/// A VMM as found on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmmInfo {
+    /// Which one.
+    pub kind: VmmKind,
+    /// As it says itself, without a leading `v`.
+    pub version: String,
+    /// How it runs guests here.
+    pub accelerator: Accelerator,
+}
+
+/// The machine to run.
+#[derive(Debug, Clone)]
+pub struct VmSpec {
+    /// Linux kernel: an uncompressed ELF image with a PVH entry point.
+    pub kernel: PathBuf,
+    /// Uncompressed initramfs whose `/init` is the agent; see [`crate::write_initramfs`].
+    pub initramfs: PathBuf,
+    /// Image of the guest's system, shared read-only by all VMs; the guest's only read-only disk.
+    pub rootfs: PathBuf,
+    /// This VM's own disk image, raw, writable for [`Place::credentials`]. Not needed after the VM: flushes are
+    /// not carried through to the medium.
+    pub disk: PathBuf,
+    /// Virtual processors.
+    pub vcpus: u8,
+    /// Memory, MiB.
+    pub mem_mib: u32,
+    /// Ethernet address of the guest's only network interface.
+    pub mac: [u8; 6],
+    /// Where the agent announces itself and listens on VMMs that have vsock.
+    pub vsock_port: u32,
+}
+
+/// Where on the host a VM runs.
+#[derive(Debug)]
+pub struct Place {
+    /// Absolute; exclusively this VM's and empty; writable for `credentials`, not searchable for others.
+    pub dir: PathBuf,
+    /// The network namespace of the VMM process, in which the tap is.
+    pub netns: Arc<NetNs>,
+    /// Name of the tap.
+    pub tap_name: String,
+    /// A queue of the tap, opened with `IFF_VNET_HDR`. For a VMM that opens the tap by name it is closed: the
+    /// tap must be persistent and owned by `credentials`.
+    pub tap: OwnedFd,
+    /// Whom the VMM process runs as.
+    pub credentials: Credentials,
+}
+
+/// How a VMM process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// For people: exit code, signal, or what the guest did to end it.
+    pub status: String,
+    /// What guest console and VMM printed, at most 64 KiB. Printable, but not to be trusted.
+    pub console: String,
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.console.trim() {
+            "" => write!(f, "{}, having printed nothing", self.status),
+            console => write!(f, "{}, having printed:\n{console}", self.status),
+        }
+    }
+}
+
+/// A virtual machine monitor on this host.
+#[async_trait]
+pub trait Vmm: Send + Sync + fmt::Debug {
+    /// Which it is.
+    fn info(&self) -> &VmmInfo;
+
+    /// Starts the VMM process in its place; the guest does not run yet. If the future is dropped, the process
+    /// is killed.
+    ///
+    /// # Errors
+    /// When a file of `spec` cannot be opened, or the process cannot be started or ends before it is ready to
+    /// boot a guest; nothing is left of it then but files in the place's directory.
+    async fn spawn(&self, place: Place, spec: &VmSpec) -> Result<Box<dyn MicroVm>, VmmError>;
+}
+
+/// A VMM process with its one VM. Dropping it kills the process, which may block the thread for a moment: use
+/// [`MicroVm::kill`].
+#[async_trait]
+pub trait MicroVm: Send + Sync + fmt::Debug {
+    /// The VMM's process id; meaningful until [`MicroVm::exited`] completes.
+    fn pid(&self) -> u32;
+
+    /// Lets the guest boot. To be called once.
+    ///
+    /// # Errors
+    /// When the VMM refuses, does not answer in time, or has ended.
+    async fn boot(&self) -> Result<(), VmmError>;
+
+    /// A byte stream to the agent. Waits until there can be one, without a deadline of its own; dropping the
+    /// future is safe. One at a time: the previous stream must be closed. When a stream ends before the agent
+    /// has said anything on it, ask again at once: a link can die with a reset the guest had not seen yet.
+    ///
+    /// # Errors
+    /// At once when the VMM has ended or ends meanwhile; when the VMM refuses repeatedly.
+    async fn connect_agent(&self) -> Result<UnixStream, VmmError>;
+
+    /// Completes when the VMM process has ended, by itself or killed. Any number of callers may wait.
+    async fn exited(&self) -> Exit;
+
+    /// Kills the VMM process and waits until it is reaped, a few seconds at most. Idempotent.
+    ///
+    /// # Errors
+    /// When it cannot be killed; it may still run then.
+    async fn kill(&self) -> Result<(), VmmError>;
+
+    /// What guest console and VMM printed so far, at most 64 KiB, as in [`Exit::console`].
+    async fn console(&self) -> String;
+}
+
+/// A name that is none of those expected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{given:?} is none of: {expected}")]
+pub struct UnknownName {
+    /// The name.
+    pub given: String,
+    /// What it could have been.
+    pub expected: &'static str,
+}
+
+impl fmt::Display for VmmKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Firecracker => "firecracker",
+            Self::Qemu => "qemu",
+        })
+    }
+}
+
+impl FromStr for VmmKind {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        match name {
+            "firecracker" => Ok(Self::Firecracker),
+            "qemu" => Ok(Self::Qemu),
+            _ => Err(UnknownName { given: name.to_owned(), expected: "firecracker, qemu" }),
+        }
+    }
+}
+
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        })
+    }
+}
+
+/// `aa:bb:cc:dd:ee:ff`, as both VMMs take it.
+pub(crate) fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// A machine for the tests of both drivers' command lines.
+#[cfg(test)]
+pub(crate) fn test_spec() -> VmSpec {
+    VmSpec {
+        kernel: "/images/vmlinux".into(),
+        initramfs: "/images/initramfs".into(),
+        rootfs: "/images/rootfs.ext4".into(),
+        disk: "/vm/disk".into(),
+        vcpus: 2,
+        mem_mib: 256,
+        mac: [0x06, 0, 0xac, 0x10, 0, 2],
+        vsock_port: 5252,
+    }
+}

@@ -1,0 +1,141 @@
+//! A Firecracker as far as the driver sees it: a process that does nothing, and its API and vsock sockets, served
+//! by the test itself. They appear when the process starts, as those of the real one do.
+
+use std::convert::Infallible;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::ground::Ground;
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    None,
+    /// The API refuses the tap.
+    Refusal,
+    /// The process is killed by the third request.
+    Death,
+}
+
+/// Writes the program. It prints how it was called, lets its sockets appear, and waits to be killed.
+pub(crate) fn program(ground: &Ground) -> PathBuf {
+    let script = "#!/bin/sh\n\
+        [ \"$1\" = --version ] && { echo 'Firecracker v1.12.1'; exit; }\n\
+        echo \"fake firecracker $*\"\n\
+        mv hidden-v.sock v.sock && mv hidden-api.sock api.sock && exec sleep 600\n";
+    script_program(ground, script)
+}
+
+/// A program that ends at once.
+pub(crate) fn failing_program(ground: &Ground) -> PathBuf {
+    let script = "#!/bin/sh\n\
+        [ \"$1\" = --version ] && { echo 'Firecracker v1.12.1'; exit; }\n\
+        echo 'no room in this machine'; exit 7\n";
+    script_program(ground, script)
+}
+
+fn script_program(ground: &Ground, script: &str) -> PathBuf {
+    // Where the VMM's user can execute it.
+    let path = ground.vm_dir().join("firecracker");
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    path
+}
+
+/// The served side.
+#[derive(Debug)]
+pub(crate) struct Fake {
+    dir: PathBuf,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Fake {
+    /// Serves the API; the sockets are hidden until the program shows them.
+    pub(crate) fn serve(dir: &Path, trouble: Trouble) -> (Self, UnixListener) {
+        let api = UnixListener::bind(dir.join("hidden-api.sock")).unwrap();
+        let vsock = UnixListener::bind(dir.join("hidden-v.sock")).unwrap();
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let fake = Self { dir: dir.to_owned(), requests: Arc::clone(&requests) };
+        let dir = dir.to_owned();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = api.accept().await {
+                let (requests, dir) = (Arc::clone(&requests), dir.clone());
+                let service =
+                    service_fn(move |request| answer(request, Arc::clone(&requests), dir.clone(), trouble));
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service);
+                tokio::spawn(async move {
+                    // A client may hang up whenever it wants.
+                    let _ = connection.await;
+                });
+            }
+        });
+        (fake, vsock)
+    }
+
+    /// All requests so far, one a line.
+    pub(crate) fn requests(&self) -> String {
+        self.requests.lock().unwrap().join("\n")
+    }
+
+    /// What Firecracker does when the guest calls the host.
+    pub(crate) async fn guest_calls(&self, port: u32) -> std::io::Result<UnixStream> {
+        UnixStream::connect(self.dir.join(format!("v.sock_{port}"))).await
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    requests: Arc<Mutex<Vec<String>>>,
+    dir: PathBuf,
+    trouble: Trouble,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    let count = {
+        let mut requests = requests.lock().unwrap();
+        requests.push(format!("{method} {path} {}", String::from_utf8_lossy(&body)));
+        requests.len()
+    };
+    if trouble == Trouble::Death && count == 3 {
+        for process in manta_host::processes_in(&dir).unwrap() {
+            kill_process(Pid::from_raw(i32::try_from(process.pid()).unwrap()).unwrap(), Signal::KILL)
+                .unwrap();
+        }
+        // The real one would not answer either.
+        std::future::pending::<()>().await;
+    }
+    let refused = trouble == Trouble::Refusal && path.starts_with("/network-interfaces");
+    let (status, body) = if refused {
+        (StatusCode::BAD_REQUEST, r#"{"fault_message":"Could not create the network device: no tap"}"#)
+    } else {
+        (StatusCode::NO_CONTENT, "")
+    };
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    Ok(response)
+}
+
+/// Reads the host's CONNECT.
+pub(crate) async fn accept_connect(vsock: &UnixListener) -> (String, UnixStream) {
+    let mut stream = vsock.accept().await.unwrap().0;
+    let mut line = String::new();
+    BufReader::new((&mut stream).take(64)).read_line(&mut line).await.unwrap();
+    (line, stream)
+}
+
+/// Answers it, with the first bytes of the agent in the same breath.
+pub(crate) async fn grant(stream: &mut UnixStream) {
+    stream.write_all(b"OK 1073741824\nagent").await.unwrap();
+}

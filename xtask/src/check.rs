@@ -1,0 +1,37 @@
+//! `cargo xtask check`: what needs no build products and no root. Formatting, lints, documentation, the
+//! house rules of CONTRIBUTING.md ([`rules`]) and the direction of dependencies ([`layers`]).
+
+mod layers;
+mod rules;
+
+use anyhow::{Context, Result, bail};
+
+use crate::place;
+use crate::process::run;
+use crate::progress::Step;
+
+/// Runs every check; the first that fails ends it.
+pub(crate) fn run_all() -> Result<()> {
+    findings("house rules", "reading the checkout's files", rules::broken()?)?;
+    findings("layers", "reading the crates' dependencies", layers::broken()?)?;
+    cargo("format", &["fmt", "--all", "--check"], "run `cargo fmt --all`")?;
+    let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+    cargo("lints", &lints, "clippy's messages are above")?;
+    cargo("documentation", &["doc", "--workspace", "--no-deps"], "rustdoc's messages are above")
+}
+
+fn findings(name: &'static str, doing: &str, broken: Vec<String>) -> Result<()> {
+    let step = Step::begin(name, doing);
+    if !broken.is_empty() {
+        bail!("{name} broken:\n  {}", broken.join("\n  "));
+    }
+    step.done("kept");
+    Ok(())
+}
+
+fn cargo(name: &'static str, args: &[&str], advice: &'static str) -> Result<()> {
+    let step = Step::begin_talking(name, format_args!("cargo {}", args.join(" ")));
+    run(place::cargo().args(args).env("RUSTDOCFLAGS", "--deny warnings")).context(advice)?;
+    step.done("fine");
+    Ok(())
+}

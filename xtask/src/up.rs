@@ -1,0 +1,166 @@
+//! `cargo xtask up`: from a fresh machine to a first sandbox, and on to a server that serves.
+
+use std::env;
+use std::io::{self, Read};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::http::request;
+use crate::packages::{self, Purpose};
+use crate::process::{Event, Group, Interrupted, check_interrupted};
+use crate::progress::{Step, skipped};
+use crate::{artifacts, firecracker, place};
+
+const LISTEN: &str = "MANTA_LISTEN_ADDR";
+const LISTEN_DEFAULT: &str = "127.0.0.1:8080";
+const FIRECRACKER: &str = "MANTA_FIRECRACKER_BIN";
+const START_LIMIT: Duration = Duration::from_secs(120);
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+const REQUEST_LIMIT: Duration = Duration::from_secs(60);
+/// What the server prints, before its address, when it is ready.
+const READY: &str = "manta: listening on http://";
+const FIRST_COMMAND: &str = "uname -srm; . /etc/os-release; echo \"$PRETTY_NAME\"; uptime";
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Stop the server and exit after the first sandbox
+    #[arg(long)]
+    no_serve: bool,
+}
+
+/// Runs all steps.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let address = listen_address()?;
+    require_free(address)?;
+    packages::ensure(Purpose::Run)?;
+    artifacts::build_release()?;
+    artifacts::build_image()?;
+    let mut server = Command::new(place::release("manta"));
+    server.arg("server").env(LISTEN, address.to_string()).current_dir(place::root());
+    if let Some(firecracker) = firecracker_if_sensible()? {
+        server.env(FIRECRACKER, firecracker.program("firecracker"));
+    }
+    let (server, address) = start(&mut server)?;
+    let sandbox = first_sandbox(address)?;
+    if options.no_serve {
+        request(address, "POST", "/destroy", Some(&json!({ "sandbox_id": sandbox })), REQUEST_LIMIT)?;
+        return stop(server);
+    }
+    print_next(address, &sandbox);
+    match server.await_event(None, None) {
+        Ok(_) => bail!("the server ended by itself; its log is above"),
+        // The usual end.
+        Err(error) if error.is::<Interrupted>() => stop(server),
+        Err(error) => Err(error),
+    }
+}
+
+fn listen_address() -> Result<SocketAddr> {
+    let text = env::var(LISTEN).unwrap_or_else(|_| LISTEN_DEFAULT.into());
+    text.parse()
+        .with_context(|| format!("{LISTEN}={text} is not an address and a port, as in {LISTEN_DEFAULT}"))
+}
+
+/// Before the minutes of building, not after.
+fn require_free(address: SocketAddr) -> Result<()> {
+    TcpListener::bind(address).map(drop).with_context(|| {
+        format!("cannot listen on {address}; stop what does, or choose another port: {LISTEN}=127.0.0.1:8081 cargo xtask up")
+    })
+}
+
+/// Firecracker is of use only where KVM is; somebody's own is left alone.
+fn firecracker_if_sensible() -> Result<Option<firecracker::Firecracker>> {
+    if env::var_os(FIRECRACKER).is_some() {
+        skipped("firecracker", format_args!("{FIRECRACKER} is set"));
+        return Ok(None);
+    }
+    // It fails when the server could not work as things are: perhaps for want of Firecracker.
+    let doctor =
+        Command::new(place::release("manta")).args(["doctor", "--json"]).output().context("manta doctor")?;
+    let report: Value = serde_json::from_slice(&doctor.stdout).context("manta doctor --json")?;
+    if report["kvm"]["verdict"] != "usable" {
+        skipped("firecracker", "not needed: KVM is not usable here (`manta doctor` says why); QEMU emulates");
+        return Ok(None);
+    }
+    firecracker::ensure().map(Some)
+}
+
+/// Starts the server and waits until it says where it listens.
+fn start(command: &mut Command) -> Result<(Group, SocketAddr)> {
+    let step = Step::begin_talking("server", "manta server");
+    let mut server = Group::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()))?;
+    let mut stdout = server.stdout().context("no standard output")?;
+    let deadline = Instant::now() + START_LIMIT;
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        match server.await_event(Some(stdout.as_fd()), Some(deadline))? {
+            Event::Readable => {}
+            Event::Exited => {
+                bail!("the server ended as it started; its log is above, and `manta doctor` may say more")
+            }
+            Event::TimedOut => {
+                bail!("the server did not come up in {} s; its log is above", START_LIMIT.as_secs())
+            }
+        }
+        let mut byte = [0];
+        if stdout.read(&mut byte).context("the server's standard output")? == 0 {
+            bail!("the server closed its standard output before it listened; its log is above");
+        }
+        line.extend(byte);
+    }
+    thread::spawn(move || io::copy(&mut stdout, &mut io::stdout()));
+    let line = String::from_utf8_lossy(&line);
+    let address = line.trim_end().strip_prefix(READY).and_then(|address| address.parse().ok());
+    let address = address.with_context(|| format!("the server said {line:?}, not where it listens"))?;
+    let health = request(address, "GET", "/healthz", None, REQUEST_LIMIT)?;
+    let word = |name: &str| health["vmm"][name].as_str().unwrap_or("?").to_owned();
+    let (name, version, accelerator) = (word("name"), word("version"), word("accelerator"));
+    step.done(format_args!("http://{address}, sandboxes on {name} {version} ({accelerator})"));
+    Ok((server, address))
+}
+
+/// Creates a sandbox and runs a command in it; returns its id.
+fn first_sandbox(address: SocketAddr) -> Result<String> {
+    check_interrupted()?;
+    let started = Instant::now();
+    let created =
+        request(address, "POST", "/create", Some(&json!({})), REQUEST_LIMIT).context("first sandbox")?;
+    let sandbox = created["sandbox_id"].as_str().context("the server named no sandbox")?.to_owned();
+    let exec = json!({ "sandbox_id": sandbox, "cmd": FIRST_COMMAND });
+    let answer = request(address, "POST", "/exec", Some(&exec), REQUEST_LIMIT).context("first command")?;
+    let tti_ms = started.elapsed().as_secs_f64() * 1000.0;
+    if answer["exit_code"] != 0 {
+        bail!("the first command failed in the sandbox: {answer}");
+    }
+    println!("\n{}", answer["stdout"].as_str().unwrap_or_default().trim_end());
+    println!("\nfirst sandbox: {sandbox}; from asking for it to this output (TTI): {tti_ms:.0} ms\n");
+    Ok(sandbox)
+}
+
+fn print_next(address: SocketAddr, sandbox: &str) {
+    let curl = |route: &str, body: Value| {
+        println!("  curl -s http://{address}{route} -H 'content-type: application/json' -d '{body}'");
+    };
+    println!("try next, from another terminal:");
+    curl("/create", json!({}));
+    curl("/exec", json!({ "sandbox_id": sandbox, "cmd": "python3 -c 'print(6 * 7)'".replace('\'', "\"") }));
+    curl("/destroy", json!({ "sandbox_id": sandbox }));
+    println!("\nserving on http://{address}; Ctrl-C ends the server and every sandbox");
+}
+
+fn stop(server: Group) -> Result<()> {
+    let step = Step::begin("server", "stopping");
+    let status = server.stop(STOP_LIMIT)?;
+    if !status.success() {
+        bail!("the server ended with {status}; its log is above");
+    }
+    step.done("stopped, with all its sandboxes");
+    Ok(())
+}
