@@ -91,7 +91,7 @@ impl Agent {
     pub fn run(&mut self) -> Result<(), AgentError> {
         let mut events = Vec::new();
         while self.listener.is_some() || !self.links.is_empty() {
-            let deadline = self.session.as_ref().and_then(|(_, session)| session.next_deadline());
+            let deadline = self.next_deadline();
             let timeout = if self.has_work() {
                 Some(std::time::Duration::ZERO)
             } else {
@@ -101,14 +101,24 @@ impl Agent {
             for event in events.drain(..) {
                 self.dispatch(event);
             }
-            if let Some((_, session)) = &mut self.session
-                && deadline.is_some()
-            {
-                session.expire(Instant::now());
+            if deadline.is_some() {
+                self.expire(Instant::now());
             }
             self.move_bytes();
         }
         Ok(())
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let session = self.session.as_ref().and_then(|(_, session)| session.next_deadline());
+        self.links.values().filter_map(Link::deadline).chain(session).min()
+    }
+
+    fn expire(&mut self, now: Instant) {
+        self.links.values_mut().for_each(|link| link.expire(now));
+        if let Some((_, session)) = &mut self.session {
+            session.expire(now);
+        }
     }
 
     /// Whether there is something to do before the next event.

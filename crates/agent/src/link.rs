@@ -2,6 +2,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use manta_agent_proto::{Decoder, Frame, FrameError, encode};
 use rustix::io::Errno;
@@ -17,6 +18,11 @@ const OVERFULL: usize = 1024 * 1024;
 
 /// Most bytes in one write: what the kernel takes for a virtio-serial port.
 const WRITE: usize = 32 * 1024;
+
+/// How long a serial port may say that no host is there before it is believed. It learns of a host that
+/// comes or goes later than of its bytes: a hello can be read, and answered, before the port knows of
+/// the host that sent it.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Bytes on their way to the host.
 #[derive(Debug, Default)]
@@ -55,10 +61,22 @@ impl Outbox {
 /// What kind of byte stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// A virtio-serial port: one for all sessions. Reading nothing means that no host is there now.
+    /// A virtio-serial port: one for all sessions. Reading nothing means that no host is there, as far
+    /// as the port knows.
     Serial,
     /// A connection: ends once and for all.
     Connection,
+}
+
+/// Whether a host is at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    /// As far as we know.
+    There,
+    /// The port says no; to be asked again at this time.
+    Doubtful(Instant),
+    /// That time has come.
+    AskAgain,
 }
 
 /// What a host sent.
@@ -95,6 +113,7 @@ pub(crate) struct Link {
     armed: bool,
     /// Not read to its end.
     unread: bool,
+    presence: Presence,
 }
 
 impl Link {
@@ -110,6 +129,7 @@ impl Link {
             blocked: false,
             armed: false,
             unread: false,
+            presence: Presence::There,
         })
     }
 
@@ -149,10 +169,16 @@ impl Link {
         match rustix::io::read(&self.fd, &mut buffer) {
             Ok(([], _)) => {
                 self.unread = false;
-                return Fate::Ended;
+                return self.doubt();
             }
-            Ok((bytes, _)) => self.decoder.feed(bytes),
-            Err(Errno::AGAIN) => self.unread = false,
+            Ok((bytes, _)) => {
+                self.presence = Presence::There;
+                self.decoder.feed(bytes);
+            }
+            Err(Errno::AGAIN) => {
+                self.presence = Presence::There;
+                self.unread = false;
+            }
             Err(Errno::INTR) => {}
             Err(_) => {
                 self.unread = false;
@@ -160,6 +186,35 @@ impl Link {
             }
         }
         Fate::Lives
+    }
+
+    /// Reading gave nothing, not even the advice to try again.
+    fn doubt(&mut self) -> Fate {
+        match (self.kind, self.presence) {
+            (Kind::Serial, Presence::There) => self.presence = Presence::Doubtful(Instant::now() + GRACE),
+            (Kind::Serial, Presence::Doubtful(_)) => {}
+            (Kind::Connection, _) | (_, Presence::AskAgain) => {
+                self.presence = Presence::There;
+                return Fate::Ended;
+            }
+        }
+        Fate::Lives
+    }
+
+    /// When [`Self::expire`] has something to do.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        match self.presence {
+            Presence::Doubtful(until) => Some(until),
+            Presence::There | Presence::AskAgain => None,
+        }
+    }
+
+    /// Has a port that is in doubt about its host asked once more.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        if self.deadline().is_some_and(|deadline| deadline <= now) {
+            self.presence = Presence::AskAgain;
+            self.unread = true;
+        }
     }
 
     /// Writes what it can.
@@ -193,5 +248,65 @@ impl Link {
 
     fn is_overfull(&self) -> bool {
         self.outbox.bytes.len() - self.outbox.sent >= OVERFULL
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+    use std::path::Path;
+
+    use manta_agent_proto::Hello;
+    use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
+
+    use super::*;
+
+    /// A link on a FIFO, which like a virtio-serial port reads as empty while nobody is at its other end.
+    fn port(directory: &Path) -> Link {
+        let path = directory.join("port");
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let fd = open(&path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        Link::new(1, fd, Kind::Serial, &Poller::new().unwrap()).unwrap()
+    }
+
+    fn host(directory: &Path) -> File {
+        File::options().write(true).open(directory.join("port")).unwrap()
+    }
+
+    fn hello() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        encode(&Frame::Hello(Hello { version: 1, session: 1 }), &mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_hello_read_before_the_port_knows_its_host_is_no_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut link = port(directory.path());
+        host(directory.path()).write_all(&hello()).unwrap(); // gone by the time it is read
+        link.ready(false);
+        assert!(matches!(link.next(), Some(Incoming::Frame(Frame::Hello(_)))));
+        assert!(link.next().is_none());
+        let _host = host(directory.path());
+        link.expire(Instant::now() + GRACE);
+        assert!(link.next().is_none(), "the host has come, yet the link ended");
+        assert_eq!(link.deadline(), None);
+    }
+
+    #[test]
+    fn a_host_that_stays_away_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut link = port(directory.path());
+        link.ready(false);
+        assert!(link.next().is_none());
+        let deadline = link.deadline().unwrap();
+        link.ready(false); // another event does not put it off
+        assert!(link.next().is_none());
+        link.expire(deadline - Duration::from_millis(1));
+        assert!(!link.has_work());
+        link.expire(deadline);
+        assert!(matches!(link.next(), Some(Incoming::End)));
+        assert_eq!((link.deadline(), link.has_work()), (None, false));
     }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::process::geteuid;
 use serde_json::Map;
 
 use crate::cache::{Cache, Entry, Lock};
@@ -154,13 +155,16 @@ impl Site<'_> {
         make(&lock)
     }
 
+    /// Says what is missing before minutes of work rather than amid them.
     fn lock(&self) -> Result<Lock, ImageError> {
+        if !geteuid().is_root() {
+            return Err(ImageError::NotRoot);
+        }
         require_programs()?;
         self.cache.lock()
     }
 }
 
-/// Says what is missing before an hour's work rather than amid it.
 fn require_programs() -> Result<(), ImageError> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = |program: &str| std::env::split_paths(&path).any(|dir| dir.join(program).is_file());

@@ -82,6 +82,7 @@ impl Cache {
             rustix::io::Errno::WOULDBLOCK => ImageError::CacheBusy(self.dir.clone()),
             error => cannot("lock", &path)(error.into()),
         })?;
+        let lock = Lock { file };
         for entry in self.entries(SCRATCH_PREFIX)? {
             fs::remove_dir_all(&entry).map_err(cannot("remove", &entry))?;
         }
@@ -90,7 +91,7 @@ impl Cache {
         if free_mib < NEEDED_MIB {
             return Err(ImageError::DiskSpace { dir: self.dir.clone(), free_mib, needed_mib: NEEDED_MIB });
         }
-        Ok(Lock { _file: file })
+        Ok(lock)
     }
 
     /// A directory to build in, on the cache's file system, removed when dropped.
@@ -160,7 +161,14 @@ impl Cache {
 
 /// The right to build. One process has it at a time.
 pub(crate) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    /// Not left to the closing of the file: a child that another thread starts at this moment has it open, too.
+    fn drop(&mut self) {
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
-//! Child programs of a build: each in a process group of its own, its output in a log and handed on line by line.
-//! A signal, a failure or a program that has fallen silent ends the whole group; nothing outlives the build.
+//! Child programs of a build: each in a PID and a mount namespace of its own, its output in a log and handed on line
+//! by line. When it ends, or a signal or its own silence ends it, or this process is killed, the kernel ends what it
+//! started and takes away what it mounted: nothing outlives the build.
 
 use std::fs::{self, File};
 use std::io::{self, PipeReader, Read, Write, pipe};
@@ -20,8 +21,6 @@ use crate::progress::PLAIN_INTERVAL;
 /// A program that prints nothing for this long is taken to hang. Linking the kernel is the longest silence that is
 /// normal; a download with apt gives up by itself after two minutes.
 const SILENCE: Duration = Duration::from_secs(15 * 60);
-/// How long a program may take to clean up after SIGTERM before its group is killed.
-const GRACE: Duration = Duration::from_secs(4);
 /// How many lines of a failed program's output its error shows.
 const TAIL_LINES: usize = 30;
 
@@ -42,17 +41,14 @@ impl<'a> Runner<'a> {
     /// Runs a program to its end. `on_line` gets each line of output, and an empty one now and then when there is
     /// none. The program sees only the environment that it needs, so that no setting of this machine's shapes an
     /// artifact; proxies are the exception.
-    pub(crate) fn run(
-        &mut self,
-        mut command: Command,
-        mut on_line: impl FnMut(&str),
-    ) -> Result<(), ImageError> {
+    pub(crate) fn run(&mut self, command: Command, mut on_line: impl FnMut(&str)) -> Result<(), ImageError> {
         let program = describe(&command);
         let run_error = |source| ImageError::Run { program: program.clone(), source };
         let _ = writeln!(self.log, "$ {program}");
         let (output, writer) = pipe().map_err(run_error)?;
+        let mut command = contained(&command);
         command.stdin(Stdio::null()).stdout(writer.try_clone().map_err(run_error)?).stderr(writer);
-        let mut group = Group::spawn(restrict_environment(&mut command)).map_err(run_error)?;
+        let mut group = Group::spawn(&mut command).map_err(run_error)?;
         // The command holds copies of the pipe's writing end.
         drop(command);
         let mut lines = Lines::default();
@@ -120,7 +116,8 @@ enum Event {
     Nothing,
 }
 
-/// A child that leads a process group. Dropped before it is reaped, the group is ended.
+/// A child that leads a process group. Dropped before it is reaped, it is killed: it has nothing to clean up that
+/// its namespaces and the scratch directory's owner do not.
 struct Group {
     child: Child,
     pidfd: OwnedFd,
@@ -134,8 +131,8 @@ impl Group {
         Ok(Self { child, pidfd, reaped: false })
     }
 
-    /// To be called when the child has exited. What is left of its group goes with it: the group's number cannot be
-    /// another's as long as the leader is not reaped.
+    /// What is left of the group goes with the child: the group's number cannot be another's as long as its leader
+    /// is not reaped.
     fn reap(&mut self) -> io::Result<ExitStatus> {
         let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
         let status = self.child.wait()?;
@@ -147,8 +144,6 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         if !self.reaped {
-            let _ = kill_process_group(Pid::from_child(&self.child), Signal::TERM);
-            let _ = poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&timespec(GRACE)));
             let _ = self.reap();
         }
     }
@@ -176,21 +171,25 @@ fn tail(log: &Path) -> io::Result<String> {
     Ok(lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n"))
 }
 
-fn restrict_environment(command: &mut Command) -> &mut Command {
-    const KEPT: [&str; 9] = [
-        "PATH",
-        "HOME",
-        "http_proxy",
-        "https_proxy",
-        "ftp_proxy",
-        "no_proxy",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "NO_PROXY",
-    ];
-    let own: Vec<_> = command.get_envs().filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned()))).collect();
-    let kept = std::env::vars_os().filter(|(key, _)| KEPT.iter().any(|kept| key == kept));
-    command.env_clear().envs(kept).env("LC_ALL", "C.UTF-8").envs(own)
+/// The command in namespaces of its own, killed with this process, with only the environment it needs. (The
+/// programs are util-linux's, essential in Debian. The death signal would not pass the fork that a new PID namespace
+/// takes; `--kill-child` sends it on.)
+fn contained(command: &Command) -> Command {
+    const KEPT: [&str; 8] =
+        ["PATH", "HOME", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"];
+    let mut contained = Command::new("setpriv");
+    contained
+        .args(["--pdeathsig", "KILL", "unshare", "--mount-proc", "--pid", "--fork", "--kill-child", "--"])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .env_clear()
+        .envs(std::env::vars_os().filter(|(name, _)| KEPT.iter().any(|kept| name == kept)))
+        .env("LC_ALL", "C.UTF-8")
+        .envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if let Some(dir) = command.get_current_dir() {
+        contained.current_dir(dir);
+    }
+    contained
 }
 
 fn describe(command: &Command) -> String {
@@ -208,7 +207,10 @@ fn timespec(duration: Duration) -> Timespec {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::OpenOptionsExt;
     use std::os::unix::net::UnixStream;
+
+    use rustix::fs::{CWD, Mode, OFlags, mkfifoat};
 
     use super::*;
 
@@ -224,11 +226,18 @@ mod tests {
             Self { interrupts, interrupt, dir: tempfile::tempdir().unwrap() }
         }
 
+        /// The reading end of a named pipe in the working directory of [`run`](Self::run).
+        fn lifeline(&self) -> File {
+            let path = self.dir.path().join("lifeline");
+            mkfifoat(CWD, &path, Mode::RWXU).unwrap();
+            File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path).unwrap()
+        }
+
         /// A line `interrupt` in the output interrupts the build.
         fn run(&self, script: &str) -> (Result<(), ImageError>, Vec<String>) {
             let mut runner = Runner::new(&self.interrupts, self.dir.path().join("log")).unwrap();
             let mut command = Command::new("sh");
-            command.args(["-c", script]);
+            command.args(["-c", script]).current_dir(self.dir.path());
             let mut lines = Vec::new();
             let outcome = runner.run(command, |line| {
                 if line == "interrupt" {
@@ -262,21 +271,28 @@ mod tests {
     #[test]
     fn a_child_left_behind_does_not_hold_the_build_and_dies() {
         let fixture = Fixture::new();
-        let pid_file = fixture.dir.path().join("pid");
-        let (outcome, _) = fixture.run(&format!("sleep 1000 & echo $! > {}", pid_file.display()));
-        outcome.unwrap();
-        assert_ended(&pid_file);
+        let lifeline = fixture.lifeline();
+        fixture.run("exec 3> lifeline; setsid sleep 1000 &").0.unwrap();
+        assert_closed(&lifeline);
     }
 
     #[test]
     fn an_interrupt_ends_a_program_with_all_its_children() {
         let fixture = Fixture::new();
-        let pid_file = fixture.dir.path().join("pid");
-        let script = format!("sleep 1000 & echo $! > {}; echo interrupt; wait", pid_file.display());
-        let (outcome, _) = fixture.run(&script);
+        let lifeline = fixture.lifeline();
+        let (outcome, _) = fixture.run("exec 3> lifeline; setsid sleep 1000 & echo interrupt; wait");
         assert!(matches!(outcome, Err(ImageError::Interrupted)), "{outcome:?}");
         assert!(matches!(fixture.interrupts.check(), Err(ImageError::Interrupted)));
-        assert_ended(&pid_file);
+        assert_closed(&lifeline);
+    }
+
+    #[test]
+    fn a_program_mounts_for_itself_only() {
+        let (outcome, lines) =
+            Fixture::new().run("mount -t tmpfs of-the-build /mnt && cat /proc/self/mountinfo");
+        outcome.unwrap();
+        assert!(lines.iter().any(|line| line.contains("of-the-build")));
+        assert!(!fs::read_to_string("/proc/self/mountinfo").unwrap().contains("of-the-build"));
     }
 
     #[test]
@@ -287,13 +303,10 @@ mod tests {
         assert!(!lines.iter().any(|name| name.starts_with("CARGO")), "{lines:?}");
     }
 
-    fn assert_ended(pid_file: &Path) {
-        let pid = fs::read_to_string(pid_file).unwrap().trim().parse().unwrap();
-        // Gone already, or about to be: it was sent SIGKILL.
-        if let Ok(pidfd) = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()) {
-            let ended =
-                poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timespec(Duration::from_secs(10))));
-            assert_eq!(ended, Ok(1), "the child lives on");
-        }
+    /// Waits until no process has the pipe open for writing.
+    fn assert_closed(lifeline: &File) {
+        let ended =
+            poll(&mut [PollFd::new(lifeline, PollFlags::IN)], Some(&timespec(Duration::from_secs(10))));
+        assert_eq!(ended, Ok(1), "the child lives on");
     }
 }

@@ -20,8 +20,8 @@ pub enum ImageError {
         /// What the system said.
         source: io::Error,
     },
-    /// The rootfs has files of many owners.
-    #[error("making the rootfs needs root, because its files belong to several users: run it as root")]
+    /// Namespaces to build in, and a tree whose files belong to several users, take root.
+    #[error("building the guest artifacts needs root: run it in a root shell, as in `sudo -i`")]
     NotRoot,
     /// A program or file of a Debian package is not on this machine.
     #[error("{wanted} is missing: `apt-get install {package}`")]

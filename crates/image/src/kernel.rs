@@ -25,7 +25,7 @@ const SOURCE: &str = "/usr/src/linux-source-6.12.tar.xz";
 /// Raised when this file builds another kernel from the same configuration and source.
 const RECIPE_VERSION: u32 = 1;
 /// Lines that `make` prints; only the progress bar hangs on it.
-const MAKE_LINES: u64 = 2000;
+const MAKE_LINES: u64 = 2300;
 
 /// What a kernel is made from.
 pub(crate) struct Recipe {
@@ -120,6 +120,8 @@ fn make(tree: &Path, args: &[&str]) -> Command {
     let mut make = Command::new("make");
     make.current_dir(tree)
         .args(args)
+        // The compiler's temporary files go with the tree, also after a kill.
+        .env("TMPDIR", tree)
         .env("KBUILD_BUILD_USER", "manta")
         .env("KBUILD_BUILD_HOST", "manta")
         .env("KBUILD_BUILD_VERSION", "1")

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::process::Command;
 
-use rustix::process::geteuid;
 use serde_json::{Map, Value};
 
 use crate::cache::{Cache, Entry, Lock};
@@ -52,9 +51,6 @@ pub(crate) fn build(
     interrupts: &Interrupts,
     step: &Step,
 ) -> Result<Entry, ImageError> {
-    if !geteuid().is_root() {
-        return Err(ImageError::NotRoot);
-    }
     let scratch = cache.scratch(lock)?;
     let root = scratch.path().join("root");
     let mut runner = Runner::new(interrupts, cache.log(KIND))?;
@@ -78,12 +74,11 @@ pub(crate) fn build(
     cache.commit(lock, KIND, &image, recipe, details)
 }
 
-/// Its mode `unshare` mounts and installs in namespaces of its own, which end with it: however the build ends, no
-/// mount and no process is left. Which mirror packages come from is its own choice for the suite, so that the
-/// image's sources are Debian's and not this machine's.
+/// Which mirror packages come from is mmdebstrap's own choice for the suite, so that the image's sources are Debian's
+/// and not this machine's.
 fn mmdebstrap(root: &Path) -> Command {
     let mut mmdebstrap = Command::new("mmdebstrap");
-    mmdebstrap.args(["--mode=unshare", "--variant=minbase", "--format=directory"]);
+    mmdebstrap.args(["--mode=root", "--variant=minbase", "--format=directory"]);
     mmdebstrap.args(DPKG_OPTIONS.iter().map(|option| format!("--dpkgopt={option}")));
     mmdebstrap.arg(format!("--include={}", packages().collect::<Vec<_>>().join(",")));
     mmdebstrap.arg(SUITE).arg(root);

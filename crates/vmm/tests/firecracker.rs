@@ -33,7 +33,7 @@ async fn spawn(ground: &Ground, program: &Path) -> Result<Box<dyn MicroVm>, VmmE
     within(vmm.spawn(ground.place(), &ground.spec(&kernel, &initramfs))).await
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn the_vm_is_described_and_started_and_the_agent_calls() {
     let ground = Ground::new();
     let (fake, vsock) = Fake::serve(&ground.vm_dir(), Trouble::None);
@@ -77,7 +77,7 @@ async fn the_vm_is_described_and_started_and_the_agent_calls() {
     ground.finish();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refused_link_is_asked_for_again_at_once() {
     let ground = Ground::new();
     let (fake, vsock) = Fake::serve(&ground.vm_dir(), Trouble::None);
@@ -122,7 +122,7 @@ async fn a_refused_link_is_asked_for_again_at_once() {
     ground.finish();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refused_request_is_reported_with_its_fault() {
     let ground = Ground::new();
     let (_fake, _vsock) = Fake::serve(&ground.vm_dir(), Trouble::Refusal);
@@ -136,7 +136,7 @@ async fn a_refused_request_is_reported_with_its_fault() {
     ground.finish();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn death_during_boot_is_reported_at_once() {
     let ground = Ground::new();
     let (_fake, _vsock) = Fake::serve(&ground.vm_dir(), Trouble::Death);
@@ -149,7 +149,7 @@ async fn death_during_boot_is_reported_at_once() {
     ground.finish();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn death_ends_the_wait_for_the_agent() {
     let ground = Ground::new();
     let (_fake, _vsock) = Fake::serve(&ground.vm_dir(), Trouble::None);
@@ -160,7 +160,7 @@ async fn death_ends_the_wait_for_the_agent() {
     ground.finish();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn death_before_the_api_is_there_is_reported_at_once() {
     let ground = Ground::new();
     let program = failing_program(&ground);

@@ -77,7 +77,7 @@ async fn a_guest_that_panics_ends_the_vmm_and_leaves_its_console() {
     let vm = spawn(&ground, &kernel, Then::Exit).await.unwrap();
     vm.boot().await.unwrap();
     let exit = within(vm.exited()).await;
-    assert!(exit.status.contains("guest"), "{exit:?}");
+    assert!(exit.status.contains("guest-reset"), "{exit:?}");
     assert!(exit.console.contains(GREETING), "{exit:?}");
     assert!(exit.console.contains("Kernel panic"), "{exit:?}");
     assert_eq!(vm.console().await, exit.console);

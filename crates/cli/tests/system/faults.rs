@@ -108,8 +108,8 @@ fn a_guest_that_dies_fails_its_commands_and_nobody_else() {
     let server = Server::with(&[("MANTA_NETNS_POOL_SIZE", "0")]);
     let (doomed, other) = (server.create(), server.create());
     let pid = server.info(&doomed).expect("listed")["pid"].as_u64().expect("a pid");
+    let cmd = "echo begun; touch /tmp/begun; sleep 300";
     let exec = std::thread::scope(|scope| {
-        let cmd = "echo begun; touch /tmp/begun; sleep 300";
         let exec = scope.spawn(|| server.post("/exec", &json!({"sandbox_id": doomed, "cmd": cmd})));
         eventually("the command runs", scaled(30), || {
             server.sh(&doomed, "test -e /tmp/begun")["exit_code"] == 0

@@ -50,8 +50,8 @@ fn destroying_during_a_command_is_quick_and_the_command_says_so() {
     let _host = Host::enter();
     let server = Server::start();
     let id = server.create();
+    let cmd = "echo begun; touch /tmp/begun; sleep 300; echo not reached";
     let (exec, took) = std::thread::scope(|scope| {
-        let cmd = "echo begun; touch /tmp/begun; sleep 300; echo not reached";
         let exec = scope.spawn(|| server.post("/exec", &json!({"sandbox_id": id, "cmd": cmd})));
         eventually("the command runs", scaled(30), || server.sh(&id, "test -e /tmp/begun")["exit_code"] == 0);
         let began = Instant::now();
@@ -69,8 +69,8 @@ fn a_command_that_ends_within_the_drain_answers_normally() {
     let _host = Host::enter();
     let server = Server::with(&[("MANTA_DESTROY_DRAIN", "60s")]);
     let id = server.create();
+    let cmd = "touch /tmp/begun; n=0; while [ $((n += 1)) -lt 30 ]; do sleep 0.1; done; echo drained";
     std::thread::scope(|scope| {
-        let cmd = "touch /tmp/begun; while [ ! -e /tmp/never ] && [ $((n += 1)) -lt 30 ]; do sleep 0.1; done; echo drained";
         let exec = scope.spawn(|| server.post("/exec", &json!({"sandbox_id": id, "cmd": cmd})));
         eventually("the command runs", scaled(30), || server.sh(&id, "test -e /tmp/begun")["exit_code"] == 0);
         let destroy = scope.spawn(|| server.destroy(&id));

@@ -88,6 +88,8 @@ impl Api {
             .header("Content-Type", "application/json")
             .body(Full::from(request.body.to_string()))
             .map_err(ApiError::Request)?;
+        // Until the connection's task has taken notice of the previous answer, it takes no request.
+        self.sender.ready().await.map_err(ApiError::Connection)?;
         let answer = self.sender.send_request(request).await.map_err(ApiError::Connection)?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(ApiError::Answer)?;

@@ -16,8 +16,8 @@ use serde::Serialize;
 use sys::{Kvm, Stop, Vcpu};
 
 /// Iterations a second (two instructions each) from which KVM counts as usable. Measured: 0.5–0.9 million by
-/// the instruction emulator of `kvm_pvm`; 100 million and more by virtualization that is itself emulated by
-/// QEMU's translator; over 1,000 million on hardware.
+/// the instruction emulator of `kvm_pvm`; 300–550 million by virtualization that is itself emulated
+/// by QEMU's translator, and no less is to be expected of hardware.
 const USABLE_PER_SECOND: u64 = 10_000_000;
 
 /// A run this long is long enough to judge by.
@@ -27,11 +27,10 @@ const LAST_ITERATIONS: u64 = 1 << 24;
 /// The best of so many runs counts: any one may have lost the processor to another process.
 const RUNS: usize = 3;
 
-/// A vCPU that does not stop by then never will; the rest of a second is a lot for what a processor does in
-/// milliseconds.
-const DEADLINE: Duration = Duration::from_millis(250);
+/// For all of it. Where KVM itself runs in a cold emulator, the first VM alone takes some 100 ms.
+const DEADLINE: Duration = Duration::from_secs(2);
 /// What a vCPU takes to notice that it shall stop.
-const STOP_TIMEOUT: Duration = Duration::from_millis(100);
+const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What KVM is good for here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -90,7 +89,7 @@ enum Failure {
     Hung,
 }
 
-/// Probes KVM. Blocks for some 10 ms where it works, less than 300 ms where it does not.
+/// Probes KVM. Blocks for 10 to 200 ms, also where KVM emulates; where it hangs, for 2.5 s at most.
 #[must_use]
 pub fn probe_kvm() -> KvmProbe {
     let start = Instant::now();
@@ -279,7 +278,7 @@ mod tests {
         } else {
             assert_ne!(probe.verdict, KvmVerdict::Usable);
         }
-        assert!(probe.probe_us < 1_000_000);
+        assert!(probe.probe_us < 3_000_000);
     }
 
     #[test]

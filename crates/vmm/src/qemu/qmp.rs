@@ -132,7 +132,12 @@ async fn converse(
                     Ok(Message { event: Some(event), data, .. }) => {
                         if event == "SHUTDOWN" {
                             let reason = data["reason"].as_str().unwrap_or("unknown").to_owned();
-                            shutdown.send_replace(Some(reason));
+                            // Only the first says how it began: telling QEMU to quit is one more.
+                            shutdown.send_if_modified(|known| {
+                                let first = known.is_none();
+                                known.get_or_insert(reason);
+                                first
+                            });
                         }
                         continue;
                     }
@@ -217,10 +222,12 @@ mod tests {
     #[tokio::test]
     async fn the_guests_own_end_is_noticed() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let shutdown = r#"{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-reset"}}"#;
-        let answer = format!("{{\"return\": {{}}}}\r\n{shutdown}\r\n");
+        let reset = r#"{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-reset"}}"#;
+        let quit = r#"{"event": "SHUTDOWN", "data": {"guest": false, "reason": "host-qmp-quit"}}"#;
+        let answer = format!("{{\"return\": {{}}}}\r\n{reset}\r\n{quit}\r\n");
         let answers = [answer.as_str()];
         let qmp = tokio::join!(Qmp::start(ours), play(theirs, &answers)).0.unwrap();
+        qmp.calls.closed().await;
         assert_eq!(qmp.shutdown().await.as_deref(), Some("guest-reset"));
     }
 

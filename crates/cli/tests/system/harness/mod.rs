@@ -12,7 +12,6 @@ mod server;
 use std::time::Duration;
 
 pub(crate) use host::{DENIED, Host, INTERNET};
-pub(crate) use http::Answer;
 pub(crate) use server::Server;
 
 /// A deadline, stretched where everything is slower.
