@@ -30,11 +30,10 @@ pub(crate) fn build_image() -> Result<()> {
 
 /// Builds the whole-system tests, the executable of `crates/cli/tests/system`, and says where it is.
 pub(crate) fn build_system_tests() -> Result<PathBuf> {
-    let step = Step::begin("system tests", "cargo test --release --no-run");
+    let step = Step::begin("system tests", "cargo test --no-run");
     let messages = capture(place::cargo().args([
         "test",
-        "--release",
-        "--package=manta",
+        "--workspace",
         "--test=system",
         "--no-run",
         "--message-format=json-render-diagnostics",

@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -145,6 +145,15 @@ pub enum ProcessError {
     },
 }
 
+/// Held while a child has copies of all our descriptors: from its clone to its exec.
+static SPAWNING: RwLock<()> = RwLock::new(());
+
+/// While this is held no child is between clone and exec. For whoever closes a descriptor that nobody else may
+/// have open, such as that of a tap, which can be attached only once.
+pub(crate) fn no_spawning() -> RwLockReadGuard<'static, ()> {
+    SPAWNING.read().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Process {
     /// Starts a program: in a session of its own, stdin from `/dev/null`, an empty environment, no new
     /// privileges, no signal blocked, every signal at its default except SIGPIPE, which is ignored, so that
@@ -189,7 +198,10 @@ impl Process {
             fds: &fds,
             unused: &unused(&numbers),
         };
-        let (pid, pidfd) = sys::spawn(&child).map_err(|(step, source)| ProcessError::Spawn {
+        let spawning = SPAWNING.write().unwrap_or_else(PoisonError::into_inner);
+        let spawned = sys::spawn(&child);
+        drop(spawning);
+        let (pid, pidfd) = spawned.map_err(|(step, source)| ProcessError::Spawn {
             program: program.to_owned(),
             step,
             source,

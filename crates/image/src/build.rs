@@ -8,6 +8,7 @@ use rustix::process::geteuid;
 use serde_json::Map;
 
 use crate::cache::{Cache, Entry, Lock};
+use crate::command::SYSTEM_PATH;
 use crate::elf;
 use crate::error::{ImageError, cannot};
 use crate::hash::file_sha256;
@@ -34,8 +35,9 @@ pub const DEBIAN_PACKAGES: &[&str] = &[
     "mmdebstrap",
     "xz-utils",
 ];
-/// The programs a build starts, and the package of each.
-const PROGRAMS: &[(&str, &str)] = &[
+/// The programs a build starts, and a header it compiles against, with the package of each.
+const NEEDED: &[(&str, &str)] = &[
+    ("/usr/include/libelf.h", "libelf-dev"),
     ("bc", "bc"),
     ("bison", "bison"),
     ("flex", "flex"),
@@ -160,15 +162,15 @@ impl Site<'_> {
         if !geteuid().is_root() {
             return Err(ImageError::NotRoot);
         }
-        require_programs()?;
+        require_packages()?;
         self.cache.lock()
     }
 }
 
-fn require_programs() -> Result<(), ImageError> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = |program: &str| std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
-    match PROGRAMS.iter().find(|(program, _)| !found(program)) {
+fn require_packages() -> Result<(), ImageError> {
+    // Joined to a directory, an absolute path stays what it is.
+    let found = |program: &str| std::env::split_paths(SYSTEM_PATH).any(|dir| dir.join(program).is_file());
+    match NEEDED.iter().find(|(program, _)| !found(program)) {
         Some((program, package)) => {
             Err(ImageError::PackageMissing { wanted: (*program).to_owned(), package })
         }
@@ -189,4 +191,39 @@ fn put_agent(source: &Path, agent: &[u8], target: &Path) -> Result<Artifact, Ima
     place::put(source, target, 0o755)?;
     let sha256 = file_sha256(target).map_err(cannot("read", target))?;
     Ok(Artifact { size_bytes: agent.len() as u64, sha256, recipe: None, details: Map::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_a_build_needs_is_in_a_listed_package() {
+        for (wanted, package) in NEEDED {
+            // gcc depends on binutils.
+            assert!(DEBIAN_PACKAGES.contains(package) || *package == "binutils", "{wanted} of {package}");
+        }
+        assert!(DEBIAN_PACKAGES.contains(&kernel::SOURCE_PACKAGE));
+    }
+
+    #[test]
+    fn an_agent_is_copied_again_only_when_it_is_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, target) = (dir.path().join("built"), dir.path().join("manta-agent"));
+        fs::write(&source, "first").unwrap();
+        let first = put_agent(&source, b"first", &target).unwrap();
+        assert!(!place::put(&source, &target, 0o755).unwrap());
+        fs::write(&source, "other").unwrap();
+        let other = put_agent(&source, b"other", &target).unwrap();
+        assert_ne!(first.sha256, other.sha256);
+        assert_eq!(fs::read(&target).unwrap(), b"other");
+    }
+
+    #[test]
+    fn an_agent_that_a_guest_cannot_run_is_refused() {
+        let missing = read_agent(Path::new("/nonexistent/agent")).unwrap_err();
+        assert!(matches!(missing, ImageError::AgentMissing(_)), "{missing}");
+        let dynamic = read_agent(Path::new("/proc/self/exe")).unwrap_err();
+        assert!(matches!(dynamic, ImageError::AgentUnfit { .. }), "{dynamic}");
+    }
 }

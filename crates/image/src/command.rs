@@ -21,6 +21,8 @@ use crate::progress::PLAIN_INTERVAL;
 /// A program that prints nothing for this long is taken to hang. Linking the kernel is the longest silence that is
 /// normal; a download with apt gives up by itself after two minutes.
 const SILENCE: Duration = Duration::from_secs(15 * 60);
+/// Where programs are looked for: those of Debian's packages only.
+pub(crate) const SYSTEM_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// How many lines of a failed program's output its error shows.
 const TAIL_LINES: usize = 30;
 
@@ -175,8 +177,8 @@ fn tail(log: &Path) -> io::Result<String> {
 /// programs are util-linux's, essential in Debian. The death signal would not pass the fork that a new PID namespace
 /// takes; `--kill-child` sends it on.)
 fn contained(command: &Command) -> Command {
-    const KEPT: [&str; 8] =
-        ["PATH", "HOME", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"];
+    const KEPT: [&str; 7] =
+        ["HOME", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"];
     let mut contained = Command::new("setpriv");
     contained
         .args(["--pdeathsig", "KILL", "unshare", "--mount-proc", "--pid", "--fork", "--kill-child", "--"])
@@ -184,7 +186,7 @@ fn contained(command: &Command) -> Command {
         .args(command.get_args())
         .env_clear()
         .envs(std::env::vars_os().filter(|(name, _)| KEPT.iter().any(|kept| name == kept)))
-        .env("LC_ALL", "C.UTF-8")
+        .envs([("PATH", SYSTEM_PATH), ("LC_ALL", "C.UTF-8")])
         .envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     if let Some(dir) = command.get_current_dir() {
         contained.current_dir(dir);

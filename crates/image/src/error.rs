@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
+use manta_host::disk::DiskError;
+
 /// Why the guest artifacts were not made. What had been in their place before is still there.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -100,6 +102,14 @@ pub enum ImageError {
         path: PathBuf,
         /// What is wrong with it.
         why: &'static str,
+    },
+    /// A finished artifact could not be copied out of the cache.
+    #[error("cannot write {}", path.display())]
+    Copy {
+        /// The copy.
+        path: PathBuf,
+        /// Why.
+        source: DiskError,
     },
     /// A manifest could not be read or written.
     #[error("cannot read or write {} as JSON", path.display())]

@@ -1,12 +1,10 @@
 //! Puts a finished artifact where the server looks for it: complete, or not at all.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use rustix::fs::{SeekFrom as HoleSeek, ioctl_ficlone, seek};
-use rustix::io::Errno;
+use manta_host::disk::{CloneMode, clone_file};
 use tempfile::NamedTempFile;
 
 use crate::error::{ImageError, cannot};
@@ -14,8 +12,7 @@ use crate::error::{ImageError, cannot};
 /// Puts a copy of `source` at `target` unless it is there already; says whether it had to. A VM that uses the file
 /// before keeps the old one. The copy has the original's time, by which, and by its size, it is recognised.
 pub(crate) fn put(source: &Path, target: &Path, mode: u32) -> Result<bool, ImageError> {
-    let from = File::open(source).map_err(cannot("read", source))?;
-    let meta = from.metadata().map_err(cannot("read", source))?;
+    let meta = fs::metadata(source).map_err(cannot("read", source))?;
     let modified = meta.modified().map_err(cannot("read the time of", source))?;
     let same = |there: fs::Metadata| {
         there.len() == meta.len() && there.modified().is_ok_and(|time| time == modified)
@@ -23,47 +20,36 @@ pub(crate) fn put(source: &Path, target: &Path, mode: u32) -> Result<bool, Image
     if fs::metadata(target).is_ok_and(same) {
         return Ok(false);
     }
-    let to = beside(target)?;
-    copy_sparse(&from, to.as_file(), meta.len())
-        .and_then(|()| to.as_file().set_permissions(Permissions::from_mode(mode)))
-        .and_then(|()| to.as_file().set_modified(modified))
-        .and_then(|()| to.as_file().sync_all())
-        .map_err(cannot("write a copy for", target))?;
-    to.persist(target).map_err(|error| cannot("put into place", target)(error.error))?;
+    let dir = parent(target);
+    let scratch =
+        tempfile::Builder::new().prefix(".new-").tempdir_in(dir).map_err(cannot("write in", dir))?;
+    let copy = scratch.path().join("copy");
+    clone_file(source, &copy, CloneMode::Auto)
+        .map_err(|source| ImageError::Copy { path: target.to_owned(), source })?;
+    File::open(&copy)
+        .and_then(|copy| {
+            copy.set_permissions(Permissions::from_mode(mode))?;
+            copy.set_modified(modified)?;
+            copy.sync_all()
+        })
+        .and_then(|()| fs::rename(&copy, target))
+        .map_err(cannot("put into place", target))?;
     Ok(true)
 }
 
 /// A temporary file that can be renamed to `target`.
 pub(crate) fn beside(target: &Path) -> Result<NamedTempFile, ImageError> {
-    let dir = target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = parent(target);
     tempfile::Builder::new().prefix(".new-").tempfile_in(dir).map_err(cannot("write in", dir))
 }
 
-/// Shares the data where the file system can; else copies it, and leaves holes holes.
-fn copy_sparse(mut from: &File, mut to: &File, length: u64) -> io::Result<()> {
-    if ioctl_ficlone(to, from).is_ok() {
-        return Ok(());
-    }
-    to.set_len(length)?;
-    let mut offset = 0;
-    loop {
-        let start = match seek(from, HoleSeek::Data(offset)) {
-            Ok(start) => start,
-            // No data from here on.
-            Err(Errno::NXIO) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        let end = seek(from, HoleSeek::Hole(start))?;
-        from.seek(SeekFrom::Start(start))?;
-        to.seek(SeekFrom::Start(start))?;
-        io::copy(&mut io::Read::take(from, end - start), &mut to)?;
-        offset = end;
-    }
+fn parent(target: &Path) -> &Path {
+    target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Seek, SeekFrom, Write};
     use std::os::unix::fs::MetadataExt;
 
     use super::*;

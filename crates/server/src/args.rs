@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 use manta_agent_proto::DEFAULT_VSOCK_PORT;
 
 /// Settings of `manta server`.
@@ -79,7 +79,7 @@ pub struct ServerArgs {
     #[arg(long, env = "MANTA_MAX_SANDBOXES", value_name = "MANTA_MAX_SANDBOXES", value_parser = clap::value_parser!(u16).range(1..=16000))]
     pub max_sandboxes: Option<u16>,
     /// Restore sandboxes from a snapshot instead of booting them; not in this version, so only 0
-    #[arg(long, env = "MANTA_ENABLE_SNAPSHOTS", value_name = "MANTA_ENABLE_SNAPSHOTS", default_value = "0", value_parser = no_snapshots)]
+    #[arg(long, env = "MANTA_ENABLE_SNAPSHOTS", value_name = "MANTA_ENABLE_SNAPSHOTS", default_value = "0", value_parser = no_snapshots, action = ArgAction::Set)]
     pub enable_snapshots: bool,
     /// How a sandbox's disk is cloned: auto (reflink where the file system can, else a sparse copy) or reflink-required
     #[arg(
@@ -123,7 +123,7 @@ pub struct ServerArgs {
     #[arg(long, env = "MANTA_DESTROY_DRAIN", value_name = "MANTA_DESTROY_DRAIN", default_value = "2s", value_parser = duration_or_zero)]
     pub destroy_drain: Duration,
     /// Keep the directory of a sandbox that failed to boot, with its console text, until the next start
-    #[arg(long, env = "MANTA_DEBUG_KEEP_FAILED_SANDBOX", value_name = "MANTA_DEBUG_KEEP_FAILED_SANDBOX", default_value = "0", value_parser = switch)]
+    #[arg(long, env = "MANTA_DEBUG_KEEP_FAILED_SANDBOX", value_name = "MANTA_DEBUG_KEEP_FAILED_SANDBOX", default_value = "0", value_parser = switch, action = ArgAction::Set)]
     pub debug_keep_failed_sandbox: bool,
     /// Log lines as text or as JSON
     #[arg(long, env = "MANTA_LOG_FORMAT", value_name = "MANTA_LOG_FORMAT", default_value = "text")]

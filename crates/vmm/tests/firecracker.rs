@@ -62,6 +62,8 @@ async fn the_vm_is_described_and_started_and_the_agent_calls() {
     call.write_all(b"first").await.unwrap();
     read_exactly(stream.as_mut().unwrap(), b"first").await;
 
+    assert!(fake.guest_calls(5252).await.is_err(), "nobody listens to more of them");
+
     // Later, it is the host that calls.
     let (stream, ()) = within(async {
         tokio::join!(vm.connect_agent(), async {

@@ -42,6 +42,7 @@ export MANTA_TEST_TIME_SCALE=6 RUST_BACKTRACE=1
 
 exec 3> "$port_status"
 echo "ready $(cut -d' ' -f1 /proc/uptime)" >&3
+ulimit -n 65536
 mapfile -d '' argv < lab/argv
 setsid --wait "${argv[@]}" < /dev/null > "$port_stdout" 2> "$port_stderr" 3>&-
 status=$?

@@ -22,6 +22,8 @@ fn nothing_is_left(server: &Server, host: &Host) {
 fn artifact(content: &[u8]) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(file.path(), content).expect("write it");
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    std::fs::set_permissions(file.path(), readable).expect("open it to VMMs");
     file
 }
 

@@ -7,11 +7,14 @@ use rustix::io::Errno;
 
 use super::NetError;
 use super::addresses::TAP;
+use crate::process::no_spawning;
 use crate::sys;
 
 /// Creates the slot's tap in the calling thread's namespace: it stays when no one has it open, and `owner` may
 /// open it.
 pub(super) fn create(owner: u32) -> Result<(), NetError> {
+    // A child on its way to exec would keep a copy open, and the tap busy.
+    let _no_copies = no_spawning();
     let tap = attach("create")?;
     sys::tun_set_owner(&tap, owner).map_err(error("set the owner of"))?;
     sys::tun_set_persistent(&tap).map_err(error("keep"))

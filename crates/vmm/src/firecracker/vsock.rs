@@ -2,7 +2,7 @@
 //! (`docs/vsock.md` of Firecracker). Waits for the agent and connects to it.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -24,8 +24,9 @@ const MAX_ANSWER: usize = 32;
 #[derive(Debug)]
 pub(super) struct Vsock {
     port: u32,
-    /// The guest's first call to the host, which the agent makes when it is up.
-    call: UnixListener,
+    /// Where the guest's first call to the host arrives, which the agent makes when it is up. None after that:
+    /// nobody would answer more of them.
+    calls: Mutex<Option<Arc<UnixListener>>>,
     /// Filled by that call; the stream is given to the first who asks.
     called: OnceCell<Mutex<Option<UnixStream>>>,
 }
@@ -33,15 +34,14 @@ pub(super) struct Vsock {
 impl Vsock {
     /// Prepares for the agent's call, before the guest runs. `uid` is Firecracker's, which forwards the call.
     pub(super) fn listen(dir: &VmDir, port: u32, uid: u32) -> Result<Self, VmmError> {
-        let call = dir.listen_here(&format!("{SOCKET}_{port}"), Some(uid))?;
-        Ok(Self { port, call, called: OnceCell::new() })
+        let calls = dir.listen_here(&format!("{SOCKET}_{port}"), Some(uid))?;
+        Ok(Self { port, calls: Mutex::new(Some(Arc::new(calls))), called: OnceCell::new() })
     }
 
     /// A stream to the agent, as soon as it is up. Safe to cancel.
     pub(super) async fn connect(&self, dir: &VmDir) -> Result<UnixStream, VmmError> {
-        let call = async || self.call.accept().await.map(|(stream, _)| Mutex::new(Some(stream)));
-        let called = self.called.get_or_try_init(call).await.map_err(VmmError::AgentLink)?;
-        if let Some(stream) = called.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let called = self.called.get_or_try_init(|| self.call()).await.map_err(VmmError::AgentLink)?;
+        if let Some(stream) = lock(called).take() {
             return Ok(stream);
         }
         let mut attempt = 1;
@@ -53,6 +53,13 @@ impl Vsock {
             }
             attempt += 1;
         }
+    }
+
+    async fn call(&self) -> io::Result<Mutex<Option<UnixStream>>> {
+        let Some(calls) = lock(&self.calls).clone() else { return Ok(Mutex::new(None)) };
+        let (stream, _) = calls.accept().await?;
+        *lock(&self.calls) = None;
+        Ok(Mutex::new(Some(stream)))
     }
 
     async fn ask(&self, dir: &VmDir) -> io::Result<UnixStream> {
@@ -69,4 +76,9 @@ impl Vsock {
         let answer = String::from_utf8_lossy(&answer).into_owned();
         Err(io::Error::new(io::ErrorKind::InvalidData, format!("Firecracker answered {answer:?}")))
     }
+}
+
+/// Nothing that holds these locks can panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
