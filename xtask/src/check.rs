@@ -10,6 +10,9 @@ use crate::place;
 use crate::process::run;
 use crate::progress::Step;
 
+/// The documentation is for those who work on Manta: it shows private items, and links to them.
+const RUSTDOC_LINTS: &str = "--deny warnings --allow rustdoc::private_intra_doc_links";
+
 /// Runs every check; the first that fails ends it.
 pub(crate) fn run_all() -> Result<()> {
     findings("house rules", "reading the checkout's files", rules::broken()?)?;
@@ -17,7 +20,8 @@ pub(crate) fn run_all() -> Result<()> {
     cargo("format", &["fmt", "--all", "--check"], "run `cargo fmt --all`")?;
     let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     cargo("lints", &lints, "clippy's messages are above")?;
-    cargo("documentation", &["doc", "--workspace", "--no-deps"], "rustdoc's messages are above")
+    let docs = ["doc", "--workspace", "--no-deps", "--document-private-items"];
+    cargo("documentation", &docs, "rustdoc's messages are above")
 }
 
 fn findings(name: &'static str, doing: &str, broken: Vec<String>) -> Result<()> {
@@ -31,7 +35,7 @@ fn findings(name: &'static str, doing: &str, broken: Vec<String>) -> Result<()> 
 
 fn cargo(name: &'static str, args: &[&str], advice: &'static str) -> Result<()> {
     let step = Step::begin_talking(name, format_args!("cargo {}", args.join(" ")));
-    run(place::cargo().args(args).env("RUSTDOCFLAGS", "--deny warnings")).context(advice)?;
+    run(place::cargo().args(args).env("RUSTDOCFLAGS", RUSTDOC_LINTS)).context(advice)?;
     step.done("fine");
     Ok(())
 }

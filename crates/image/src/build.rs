@@ -75,8 +75,8 @@ pub struct Artifacts {
     pub manifest: PathBuf,
 }
 
-/// Makes what is missing or out of date. With nothing to do it takes milliseconds. From here on this process does
-/// not die of SIGINT, SIGTERM and SIGHUP: they end the build, with [`ImageError::Interrupted`].
+/// Makes what is missing or out of date. With nothing to do it takes milliseconds. From here on this process
+/// does not die of SIGINT, SIGTERM and SIGHUP: they end the build, with [`ImageError::Interrupted`].
 ///
 /// # Errors
 /// See [`ImageError`]. Artifacts that were in place before are still there, whole.

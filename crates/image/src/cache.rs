@@ -1,5 +1,5 @@
-//! The cache: one directory for each artifact that was ever made, named by its recipe's hash. An entry appears
-//! complete, by a rename, or not at all. Builders hold the lock; readers need none.
+//! The cache: one directory for each artifact that was ever made, named by its recipe's hash. An entry
+//! appears complete, by a rename, or not at all. Builders hold the lock; readers need none.
 
 use std::env;
 use std::fs::{self, File};
@@ -22,8 +22,8 @@ const NEEDED_MIB: u64 = 4096;
 const ABOUT: &str = "about.json";
 const SCRATCH_PREFIX: &str = "tmp-";
 
-/// Where artifacts are cached unless told otherwise: `MANTA_CACHE_DIR`, else `manta` in `XDG_CACHE_HOME`, else
-/// `.cache/manta` in the home directory. `None` when none of these is set to an absolute path.
+/// Where artifacts are cached unless told otherwise: `MANTA_CACHE_DIR`, else `manta` in `XDG_CACHE_HOME`,
+/// else `.cache/manta` in the home directory. `None` when none of these is set to an absolute path.
 pub fn default_cache_dir() -> Option<PathBuf> {
     let set = |name| env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
     set("MANTA_CACHE_DIR")
@@ -74,7 +74,8 @@ impl Cache {
         whole.then_some(Entry { file, artifact: about.artifact })
     }
 
-    /// Makes this process the only one that builds, clears what killed builds left, and looks at the free space.
+    /// Makes this process the only one that builds, clears what killed builds left, and looks at the free
+    /// space.
     pub(crate) fn lock(&self) -> Result<Lock, ImageError> {
         let path = self.dir.join("lock");
         let file = File::create(&path).map_err(cannot("open", &path))?;
@@ -102,8 +103,8 @@ impl Cache {
             .map_err(cannot("write in", &self.dir))
     }
 
-    /// Takes `file`, made in a [`scratch`](Self::scratch) directory, into the cache, in place of an older one by the
-    /// same recipe. `details` is what the manifest says about it beside size and hash.
+    /// Takes `file`, made in a [`scratch`](Self::scratch) directory, into the cache, in place of an older one
+    /// by the same recipe. `details` is what the manifest says about it beside size and hash.
     pub(crate) fn commit(
         &self,
         lock: &Lock,
@@ -165,7 +166,8 @@ pub(crate) struct Lock {
 }
 
 impl Drop for Lock {
-    /// Not left to the closing of the file: a child that another thread starts at this moment has it open, too.
+    /// Not left to the closing of the file: a child that another thread starts at this moment has it open,
+    /// too.
     fn drop(&mut self) {
         let _ = flock(&self.file, FlockOperation::Unlock);
     }

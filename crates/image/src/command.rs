@@ -1,6 +1,6 @@
-//! Child programs of a build: each in a PID and a mount namespace of its own, its output in a log and handed on line
-//! by line. When it ends, or a signal or its own silence ends it, or this process is killed, the kernel ends what it
-//! started and takes away what it mounted: nothing outlives the build.
+//! Child programs of a build: each in a PID and a mount namespace of its own, its output in a log and handed
+//! on line by line. When it ends, or a signal or its own silence ends it, or this process is killed, the
+//! kernel ends what it started and takes away what it mounted: nothing outlives the build.
 
 use std::fs::{self, File};
 use std::io::{self, PipeReader, Read, Write, pipe};
@@ -18,8 +18,8 @@ use crate::error::{ImageError, cannot};
 use crate::interrupt::Interrupts;
 use crate::progress::PLAIN_INTERVAL;
 
-/// A program that prints nothing for this long is taken to hang. Linking the kernel is the longest silence that is
-/// normal; a download with apt gives up by itself after two minutes.
+/// A program that prints nothing for this long is taken to hang. Linking the kernel is the longest silence
+/// that is normal; a download with apt gives up by itself after two minutes.
 const SILENCE: Duration = Duration::from_secs(15 * 60);
 /// Where programs are looked for: those of Debian's packages only.
 pub(crate) const SYSTEM_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
@@ -40,9 +40,9 @@ impl<'a> Runner<'a> {
         Ok(Self { interrupts, log, log_path })
     }
 
-    /// Runs a program to its end. `on_line` gets each line of output, and an empty one now and then when there is
-    /// none. The program sees only the environment that it needs, so that no setting of this machine's shapes an
-    /// artifact; proxies are the exception.
+    /// Runs a program to its end. `on_line` gets each line of output, and an empty one now and then when
+    /// there is none. The program sees only the environment that it needs, so that no setting of this
+    /// machine's shapes an artifact; proxies are the exception.
     pub(crate) fn run(&mut self, command: Command, mut on_line: impl FnMut(&str)) -> Result<(), ImageError> {
         let program = describe(&command);
         let run_error = |source| ImageError::Run { program: program.clone(), source };
@@ -118,8 +118,8 @@ enum Event {
     Nothing,
 }
 
-/// A child that leads a process group. Dropped before it is reaped, it is killed: it has nothing to clean up that
-/// its namespaces and the scratch directory's owner do not.
+/// A child that leads a process group. Dropped before it is reaped, it is killed: it has nothing to clean up
+/// that its namespaces and the scratch directory's owner do not.
 struct Group {
     child: Child,
     pidfd: OwnedFd,
@@ -133,8 +133,8 @@ impl Group {
         Ok(Self { child, pidfd, reaped: false })
     }
 
-    /// What is left of the group goes with the child: the group's number cannot be another's as long as its leader
-    /// is not reaped.
+    /// What is left of the group goes with the child: the group's number cannot be another's as long as its
+    /// leader is not reaped.
     fn reap(&mut self) -> io::Result<ExitStatus> {
         let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
         let status = self.child.wait()?;
@@ -174,8 +174,8 @@ fn tail(log: &Path) -> io::Result<String> {
 }
 
 /// The command in namespaces of its own, killed with this process, with only the environment it needs. (The
-/// programs are util-linux's, essential in Debian. The death signal would not pass the fork that a new PID namespace
-/// takes; `--kill-child` sends it on.)
+/// programs are util-linux's, essential in Debian. The death signal would not pass the fork that a new PID
+/// namespace takes; `--kill-child` sends it on.)
 fn contained(command: &Command) -> Command {
     const KEPT: [&str; 7] =
         ["HOME", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"];

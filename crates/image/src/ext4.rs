@@ -22,8 +22,8 @@ struct Usage {
     blocks: u64,
 }
 
-/// The command that makes `image` of `tree`. Same recipe, same identity: `recipe` is a hash in hexadecimal digits,
-/// of which the file system's UUID is made.
+/// The command that makes `image` of `tree`. Same recipe, same identity: `recipe` is a hash in hexadecimal
+/// digits, of which the file system's UUID is made.
 ///
 /// No journal, no room for growth and none kept for root, because nothing is ever written. No checksums of
 /// metadata: they would be computed anew in each VM, and the host's file is what has to be trusted anyway.
@@ -60,7 +60,8 @@ pub(crate) fn mke2fs(tree: &Path, image: &Path, recipe: &str) -> Result<Command,
     Ok(mke2fs)
 }
 
-/// Size of an image for this content, in blocks: what mke2fs adds is small, and known but for where it rounds up.
+/// Size of an image for this content, in blocks: what mke2fs adds is small, and known but for where it rounds
+/// up.
 fn blocks_for(usage: &Usage, inodes: u64) -> u64 {
     let content = usage.blocks + (inodes * INODE).div_ceil(BLOCK);
     let groups = content.div_ceil(GROUP_BLOCKS) + 1;

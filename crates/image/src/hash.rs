@@ -6,7 +6,8 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-/// Hashes all that goes into an artifact. Every part has a name and a length, so that no two recipes read alike.
+/// Hashes all that goes into an artifact. Every part has a name and a length, so that no two recipes read
+/// alike.
 pub(crate) struct RecipeHasher(Sha256);
 
 impl RecipeHasher {

@@ -11,8 +11,8 @@ use signal_hook::low_level::{pipe, unregister};
 
 use crate::error::{ImageError, cannot};
 
-/// Catches SIGINT, SIGTERM and SIGHUP until dropped. Readable from the first of them on, and never drained, so that
-/// every later wait ends at once, too.
+/// Catches SIGINT, SIGTERM and SIGHUP until dropped. Readable from the first of them on, and never drained,
+/// so that every later wait ends at once, too.
 pub(crate) struct Interrupts {
     signalled: UnixStream,
     registered: Vec<SigId>,

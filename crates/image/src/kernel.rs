@@ -24,7 +24,8 @@ pub(crate) const SOURCE_PACKAGE: &str = "linux-source-6.12";
 const SOURCE: &str = "/usr/src/linux-source-6.12.tar.xz";
 /// Raised when this file builds another kernel from the same configuration and source.
 const RECIPE_VERSION: u32 = 1;
-/// Over half of the source, by files: what no x86-64 kernel, or none for a microVM, compiles. Kconfig's files stay.
+/// Over half of the source, by files: what no x86-64 kernel, or none for a microVM, compiles. Kconfig's files
+/// stay.
 const UNUSED_SOURCE: &[&str] = &[
     "*/arch/[!x]*/*.[chS]",
     "*/arch/[!x]*/*.dts*",
@@ -52,7 +53,8 @@ pub(crate) struct Recipe {
 }
 
 impl Recipe {
-    /// Looks at the source package on this machine. It alone says which version it is; its content is not hashed.
+    /// Looks at the source package on this machine. It alone says which version it is; its content is not
+    /// hashed.
     pub(crate) fn of_machine() -> Result<Self, ImageError> {
         let missing = || ImageError::PackageMissing { wanted: SOURCE.into(), package: SOURCE_PACKAGE };
         let version = Command::new("dpkg-query")

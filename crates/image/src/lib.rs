@@ -1,8 +1,8 @@
 //! Makes what a guest consists of: its kernel, its root file system, its agent (`manta image build`).
 //!
-//! The recipes are data in `guest/`, embedded here, so that the `manta` binary needs no checkout. Each artifact is
-//! named in a cache by the hash of all that went into it, and made only when the cache does not have it. Nothing
-//! here knows how a VM is started.
+//! The recipes are data in `guest/`, embedded here, so that the `manta` binary needs no checkout. Each
+//! artifact is named in a cache by the hash of all that went into it, and made only when the cache does not
+//! have it. Nothing here knows how a VM is started.
 
 mod build;
 mod cache;

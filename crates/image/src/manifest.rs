@@ -1,5 +1,5 @@
-//! `manifest.json`: what the artifacts are and what they were made of. For people, for benchmark reports, and for
-//! checks that a snapshot belongs to these artifacts.
+//! `manifest.json`: what the artifacts are and what they were made of. For people, for benchmark reports, and
+//! for checks that a snapshot belongs to these artifacts.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -9,8 +9,9 @@ use tempfile::NamedTempFile;
 
 use crate::error::{ImageError, cannot};
 
-/// Puts a copy of `source` at `target` unless it is there already; says whether it had to. A VM that uses the file
-/// before keeps the old one. The copy has the original's time, by which, and by its size, it is recognised.
+/// Puts a copy of `source` at `target` unless it is there already; says whether it had to. A VM that uses the
+/// file before keeps the old one. The copy has the original's time, by which, and by its size, it is
+/// recognised.
 pub(crate) fn put(source: &Path, target: &Path, mode: u32) -> Result<bool, ImageError> {
     let meta = fs::metadata(source).map_err(cannot("read", source))?;
     let modified = meta.modified().map_err(cannot("read the time of", source))?;
@@ -37,10 +38,12 @@ pub(crate) fn put(source: &Path, target: &Path, mode: u32) -> Result<bool, Image
     Ok(true)
 }
 
-/// A temporary file that can be renamed to `target`.
+/// A temporary file that can be renamed to `target`, and that everyone may read.
 pub(crate) fn beside(target: &Path) -> Result<NamedTempFile, ImageError> {
     let dir = parent(target);
-    tempfile::Builder::new().prefix(".new-").tempfile_in(dir).map_err(cannot("write in", dir))
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".new-").permissions(Permissions::from_mode(0o644));
+    builder.tempfile_in(dir).map_err(cannot("write in", dir))
 }
 
 fn parent(target: &Path) -> &Path {

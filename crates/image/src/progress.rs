@@ -1,5 +1,5 @@
-//! What a person sees of a build: a spinner or a bar on a terminal; elsewhere a line when a step begins and ends,
-//! and one every half minute between.
+//! What a person sees of a build: a spinner or a bar on a terminal; elsewhere a line when a step begins and
+//! ends, and one every half minute between.
 
 use std::cell::Cell;
 use std::fmt::Display;

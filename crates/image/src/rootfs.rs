@@ -1,4 +1,5 @@
-//! The guest's root file system: Debian packages (`guest/packages.list`), our files, one read-only ext4 image.
+//! The guest's root file system: Debian packages (`guest/packages.list`), our files, one read-only ext4
+//! image.
 
 use std::path::Path;
 use std::process::Command;
@@ -34,8 +35,8 @@ fn packages() -> impl Iterator<Item = &'static str> {
     PACKAGES.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
-/// Hash of what the image is made from. The packages' versions are not part of it: they are what the archive has on
-/// the day of the build, and a new build is asked for (`--refresh`) rather than had at every update.
+/// Hash of what the image is made from. The packages' versions are not part of it: they are what the archive
+/// has on the day of the build, and a new build is asked for (`--refresh`) rather than had at every update.
 pub(crate) fn recipe() -> String {
     let recipe = RecipeHasher::new(KIND, RECIPE_VERSION).with("suite", SUITE);
     let recipe = packages().fold(recipe, |recipe, package| recipe.with("package", package));
@@ -74,8 +75,8 @@ pub(crate) fn build(
     cache.commit(lock, KIND, &image, recipe, details)
 }
 
-/// Which mirror packages come from is mmdebstrap's own choice for the suite, so that the image's sources are Debian's
-/// and not this machine's.
+/// Which mirror packages come from is mmdebstrap's own choice for the suite, so that the image's sources are
+/// Debian's and not this machine's.
 fn mmdebstrap(root: &Path) -> Command {
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap.args(["--mode=root", "--variant=minbase", "--format=directory"]);

@@ -1,4 +1,5 @@
-//! What the rootfs has beside its packages, and what of theirs it does not keep. Files are data in `guest/rootfs/`.
+//! What the rootfs has beside its packages, and what of theirs it does not keep. Files are data in
+//! `guest/rootfs/`.
 
 use std::fs::{self, Permissions};
 use std::io;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::serve::ListenerExt;
 use manta_engine::{Engine, EngineConfig, StartError};
 use manta_host::disk::CloneMode;
 use manta_host::{facts, net};
@@ -96,6 +97,10 @@ async fn serve(args: ServerArgs) -> Result<(), ServerError> {
     let state = AppState { engine: engine.clone(), conditions: Arc::new(conditions) };
 
     let (stop_http, http_stopped) = tokio::sync::oneshot::channel::<()>();
+    // An answer is one small write, and nothing follows it that it could wait for.
+    let listener = listener.tap_io(|stream| {
+        let _ = stream.set_nodelay(true);
+    });
     let server = axum::serve(listener, router(state)).with_graceful_shutdown(async {
         let _ = http_stopped.await;
     });

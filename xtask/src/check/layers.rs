@@ -8,19 +8,8 @@ use crate::process::capture;
 
 /// Every crate, from the top down, and the crates of this workspace that it may use.
 const MAY_USE: &[(&str, &[&str])] = &[
-    (
-        "manta",
-        &[
-            "manta-server",
-            "manta-image",
-            "manta-bench",
-            "manta-engine",
-            "manta-vmm",
-            "manta-host",
-            "manta-api",
-        ],
-    ),
-    ("manta-server", &["manta-engine", "manta-api"]),
+    ("manta", &["manta-server", "manta-image", "manta-bench"]),
+    ("manta-server", &["manta-engine", "manta-vmm", "manta-host", "manta-agent-proto", "manta-api"]),
     ("manta-engine", &["manta-vmm", "manta-host", "manta-agent-proto", "manta-api"]),
     ("manta-vmm", &["manta-host"]),
     ("manta-image", &["manta-host"]),

@@ -21,18 +21,20 @@ pub(super) fn broken() -> Result<Vec<String>> {
             .current_dir(place::root()),
     )
     .context("cannot list the files of the checkout")?;
+    let root = place::root();
     let mut broken = Vec::new();
     for name in names.split('\0').filter(|name| !name.is_empty() && *name != SELF) {
         // What is no text, or is deleted and not committed yet, has no lines to judge.
-        if let Ok(text) = fs::read_to_string(place::root().join(name)) {
-            broken.extend(judge(name, &text));
+        if let Ok(text) = fs::read_to_string(root.join(name)) {
+            broken.extend(judge(name, &text, &root.to_string_lossy()));
         }
     }
     Ok(broken)
 }
 
-/// The rules that one file breaks.
-fn judge(name: &str, text: &str) -> Vec<String> {
+/// The rules that one file breaks. `checkout` is where the files are on this machine.
+fn judge(name: &str, text: &str, checkout: &str) -> Vec<String> {
+    let machine_paths = ["/home/", "/Users/", checkout];
     let path = Path::new(name);
     let rust = path.extension().is_some_and(|extension| extension == "rs");
     let mut broken = Vec::new();
@@ -55,7 +57,7 @@ fn judge(name: &str, text: &str) -> Vec<String> {
         if rust && !unsafe_allowed && opens_unsafe(code) {
             report("unsafe code belongs into a sys.rs");
         }
-        if ["/home/", "/Users/", "/work/"].iter().any(|path| starts_path(line, path)) {
+        if machine_paths.iter().any(|path| starts_path(line, path)) {
             report("a path of one machine");
         }
     }
@@ -92,7 +94,7 @@ mod tests {
     #[test]
     fn a_file_by_the_rules_passes() {
         let text = "//! Owns one thing.\n// unsafe is only spoken of here\nlet x = \"https://a.example/home/x,cache=unsafe,\";\n";
-        assert_eq!(judge("crates/a/src/lib.rs", text), Vec::<String>::new());
+        assert_eq!(judge("crates/a/src/lib.rs", text, "/checkout"), Vec::<String>::new());
     }
 
     #[test]
@@ -103,21 +105,22 @@ mod tests {
             ("//! A.\n    #[ignore]\n", "a.rs:2: a test"),
             ("//! A.\nlet x = unsafe { 1 };\n", "a.rs:2: unsafe"),
             ("//! A.\nlet x = \"/home/me/x\";\n", "a.rs:2: a path"),
+            ("//! A.\n// see /checkout/notes\n", "a.rs:2: a path"),
         ];
         for (text, expected) in cases {
-            let broken = judge("a.rs", text);
+            let broken = judge("a.rs", text, "/checkout");
             assert!(
                 matches!(broken.as_slice(), [one] if one.starts_with(expected)),
                 "{text:?} gave {broken:?}"
             );
         }
         let long = format!("//! A.\n{}", "\n".repeat(LINES_MAX));
-        assert_eq!(judge("a.rs", &long).len(), 1);
+        assert_eq!(judge("a.rs", &long, "/checkout").len(), 1);
     }
 
     #[test]
     fn unsafe_is_allowed_in_sys_rs_and_in_other_languages() {
-        assert!(judge("crates/host/src/sys.rs", "//! A.\nunsafe { x() }\n").is_empty());
-        assert!(judge("docs/a.md", "unsafe { TODO }\n").is_empty());
+        assert!(judge("crates/host/src/sys.rs", "//! A.\nunsafe { x() }\n", "/checkout").is_empty());
+        assert!(judge("docs/a.md", "unsafe { TODO }\n", "/checkout").is_empty());
     }
 }
