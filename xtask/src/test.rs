@@ -49,6 +49,14 @@ fn native(filter: Option<&str>) -> Result<Count> {
     // The tests are built without optimization, which takes a third of the time; what they test is not.
     cargo.args(["test", "--workspace", "--no-fail-fast"]).args(filter);
     cargo.env("MANTA_TEST_BIN", place::release("manta"));
+    // Named, so that a test that needs one fails without it.
+    for (name, file) in [
+        ("MANTA_KERNEL_PATH", "vmlinux"),
+        ("MANTA_ROOTFS_PATH", "rootfs.ext4"),
+        ("MANTA_AGENT_PATH", "manta-agent"),
+    ] {
+        cargo.env(name, place::artifact(file));
+    }
     let status = run_watching(&mut cargo, |line| count.look(line))?;
     if !status.success() {
         bail!("native tests failed ({count}); one of them again: cargo test -p CRATE NAME -- --nocapture");

@@ -10,12 +10,19 @@ pub struct ErrorBody {
     pub error: String,
     /// The same for programs; stable.
     pub code: ErrorCode,
-    /// Only with [`ErrorCode::ExecTimeout`] and the guest errors of an exec: standard output so far.
+    /// Standard output so far, of a command that was cut off: with `exec_timeout`, `sandbox_destroyed`,
+    /// `guest_gone` and `guest_timeout`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdout: Option<String>,
     /// As `stdout`, for standard error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr: Option<String>,
+    /// With `stdout`: it went over the server's limit, the rest was dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdout_truncated: Option<bool>,
+    /// With `stderr`: it went over the server's limit, the rest was dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr_truncated: Option<bool>,
 }
 
 /// Stable error codes, with their HTTP status.
@@ -40,6 +47,8 @@ pub enum ErrorCode {
     UnsupportedMediaType,
     /// 503 with `Retry-After`: no room for another sandbox.
     HostFull,
+    /// 503 with `Retry-After`: too many commands run in the sandbox.
+    SandboxBusy,
     /// 503 with `Retry-After`: the server is going down.
     ShuttingDown,
     /// 502: the microVM did not come up.
@@ -67,7 +76,7 @@ impl ErrorCode {
             Self::UnsupportedMediaType => 415,
             Self::Internal => 500,
             Self::BootFailed | Self::GuestGone => 502,
-            Self::HostFull | Self::ShuttingDown => 503,
+            Self::HostFull | Self::SandboxBusy | Self::ShuttingDown => 503,
             Self::GuestTimeout | Self::ExecTimeout => 504,
         }
     }

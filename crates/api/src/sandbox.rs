@@ -140,7 +140,7 @@ pub struct SandboxInfo {
     pub vmm: String,
     /// When its creation began, seconds since 1970.
     pub created_unix_s: u64,
-    /// The VMM process; absent before it was started.
+    /// The VMM process; absent unless the sandbox runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
     /// The guest's address inside its own network, the same for every sandbox.

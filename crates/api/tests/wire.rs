@@ -84,8 +84,14 @@ fn an_answer_of_an_exec_is_readable_with_and_without_what_the_original_lacks() {
 
 #[test]
 fn errors_are_text_and_code_and_output_only_where_there_is_some() {
-    let error =
-        |stdout| ErrorBody { error: "no".to_owned(), code: ErrorCode::ExecTimeout, stdout, stderr: None };
+    let error = |stdout| ErrorBody {
+        error: "no".to_owned(),
+        code: ErrorCode::ExecTimeout,
+        stdout,
+        stderr: None,
+        stdout_truncated: None,
+        stderr_truncated: None,
+    };
     exact(&error(None), json!({"error": "no", "code": "exec_timeout"}));
     exact(
         &error(Some("so far".to_owned())),
@@ -105,6 +111,7 @@ fn codes_and_their_statuses_are_stable() {
         ("body_too_large", 413),
         ("unsupported_media_type", 415),
         ("host_full", 503),
+        ("sandbox_busy", 503),
         ("shutting_down", 503),
         ("boot_failed", 502),
         ("guest_gone", 502),

@@ -1,5 +1,6 @@
 //! `manta`: the one binary people run. Parses the command line and hands over.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -37,14 +38,15 @@ fn main() -> ExitCode {
     }
 }
 
-/// An error with its causes, one a line.
+/// An error with its causes, one a line. Whoever should read it may be gone.
 fn report<E: std::error::Error>(outcome: Result<(), E>) -> ExitCode {
     let Err(error) = outcome else { return ExitCode::SUCCESS };
-    eprintln!("manta: {error}");
+    let mut text = format!("manta: {error}\n");
     let mut cause = error.source();
     while let Some(error) = cause {
-        eprintln!("  because: {error}");
+        text.push_str(&format!("  because: {error}\n"));
         cause = error.source();
     }
+    let _ = std::io::stderr().write_all(text.as_bytes());
     ExitCode::FAILURE
 }

@@ -1,9 +1,8 @@
 //! The way in: a table of sandboxes and what they share.
 
-use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use manta_api::{SandboxId, SandboxInfo, SandboxState};
@@ -20,13 +19,13 @@ use crate::agent::ExecOutput;
 use crate::artifacts::{Artifacts, make_dir};
 use crate::config::EngineConfig;
 use crate::error::{EngineError, StartError};
+use crate::exec::ExecSpec;
 use crate::resources::Confinement;
-use crate::sandbox::{ExecSpec, Handle, Registry, SharedRegistry};
+use crate::sandbox::Handle;
 use crate::slots::Slots;
 use crate::sweep::sweep;
+use crate::table::Table;
 
-/// Destroyed sandboxes remembered, so that a second destroy is told from an unknown id.
-const REMEMBERED: usize = 10_000;
 /// Longest a shutdown waits for sandboxes to go.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
 
@@ -34,7 +33,6 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Engine {
     shared: Shared,
-    table: Arc<Table>,
     capacity: Arc<Semaphore>,
     degraded: Vec<String>,
     _locks: (ServerLock, WorkDirLock),
@@ -47,7 +45,7 @@ pub(crate) struct Shared {
     pub(crate) artifacts: Arc<Artifacts>,
     pub(crate) confinement: Confinement,
     pub(crate) slots: Arc<Slots>,
-    pub(crate) sandboxes: SharedRegistry,
+    pub(crate) table: Arc<Table>,
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the engine shuts down.
     pub(crate) stop: CancellationToken,
@@ -64,37 +62,6 @@ impl Shared {
 pub struct ShutdownReport {
     /// What could not be removed, and why; empty when all is gone.
     pub problems: Vec<String>,
-}
-
-#[derive(Debug, Default)]
-struct Table(Mutex<Entries>);
-
-#[derive(Debug, Default)]
-struct Entries {
-    sandboxes: HashMap<SandboxId, Handle>,
-    destroyed: HashSet<SandboxId>,
-    destroyed_order: VecDeque<SandboxId>,
-}
-
-impl Table {
-    fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Registry for Table {
-    fn ended(&self, id: &SandboxId) {
-        let mut entries = self.lock();
-        entries.sandboxes.remove(id);
-        if entries.destroyed.insert(id.clone()) {
-            entries.destroyed_order.push_back(id.clone());
-        }
-        if entries.destroyed_order.len() > REMEMBERED
-            && let Some(oldest) = entries.destroyed_order.pop_front()
-        {
-            entries.destroyed.remove(&oldest);
-        }
-    }
 }
 
 impl Engine {
@@ -135,7 +102,6 @@ impl Engine {
         degraded.extend(confinement.root_because.clone());
         degraded.iter().for_each(|what| warn!("degraded: {what}"));
 
-        let table = Arc::new(Table::default());
         let slots = Slots::new(Arc::new(host), confinement.clone(), config.netns_pool_size);
         let capacity = Arc::new(Semaphore::new(config.max_sandboxes));
         let shared = Shared {
@@ -143,12 +109,12 @@ impl Engine {
             artifacts: Arc::new(artifacts),
             confinement,
             slots: slots.clone(),
-            sandboxes: table.clone(),
+            table: Arc::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
         shared.tasks.spawn(slots.keep_full(shared.stop.clone()));
-        Ok(Self { shared, table, capacity, degraded, _locks: (server_lock, work_dir_lock) })
+        Ok(Self { shared, capacity, degraded, _locks: (server_lock, work_dir_lock) })
     }
 
     /// A new sandbox, ready for commands. Dropping this takes apart what was begun.
@@ -175,13 +141,12 @@ impl Engine {
             host_address: Ipv4Addr::UNSPECIFIED,
         };
         let (created, outcome) = oneshot::channel();
-        {
-            // The task reports its end to this table, so it must be in there before it can end.
-            let mut entries = self.table.lock();
-            let handle = Handle::start(info, self.shared.clone(), permit, created);
-            entries.sandboxes.insert(id.clone(), handle);
-        }
-        outcome.await.unwrap_or(Err(EngineError::ShuttingDown)).map(|()| id)
+        let shared = self.shared.clone();
+        let handle = self.shared.table.insert(&id, || Handle::start(info, shared, permit, created));
+        let guard = handle.leave_on_drop();
+        outcome.await.unwrap_or(Err(EngineError::ShuttingDown))?;
+        guard.disarm();
+        Ok(id)
     }
 
     /// Runs a command in a sandbox. Dropping this kills it.
@@ -207,7 +172,7 @@ impl Engine {
                 handle.destroy().await;
                 Ok(())
             }
-            Err(_) if self.table.lock().destroyed.contains(id) => Ok(()),
+            Err(_) if self.shared.table.was_destroyed(id) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -215,10 +180,7 @@ impl Engine {
     /// All sandboxes, oldest first.
     #[must_use]
     pub fn list(&self) -> Vec<SandboxInfo> {
-        let handles: Vec<Handle> = self.table.lock().sandboxes.values().cloned().collect();
-        let mut infos: Vec<_> = handles.iter().map(Handle::info).collect();
-        infos.sort_by(|a, b| (a.created_unix_s, &a.id).cmp(&(b.created_unix_s, &b.id)));
-        infos
+        self.shared.table.infos()
     }
 
     /// What is not as it should be, and what to do about it.
@@ -240,7 +202,7 @@ impl Engine {
         self.shared.stop.cancel();
         self.shared.tasks.close();
         if tokio::time::timeout(SHUTDOWN_LIMIT, self.shared.tasks.wait()).await.is_err() {
-            let left = self.table.lock().sandboxes.len();
+            let left = self.shared.table.len();
             report.problems.push(format!("{left} sandboxes did not end in time"));
         }
         match self.shared.slots.close().await.map(Arc::try_unwrap) {
@@ -257,7 +219,7 @@ impl Engine {
     }
 
     fn handle(&self, id: &SandboxId) -> Result<Handle, EngineError> {
-        self.table.lock().sandboxes.get(id).cloned().ok_or_else(|| EngineError::NotFound(id.clone()))
+        self.shared.table.get(id).ok_or_else(|| EngineError::NotFound(id.clone()))
     }
 }
 

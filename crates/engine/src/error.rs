@@ -60,6 +60,14 @@ pub enum EngineError {
         /// Output up to then.
         output: Box<Output>,
     },
+    /// As many commands in one sandbox as allowed.
+    #[error("{limit} commands are running in sandbox {id}; wait for some to end")]
+    SandboxBusy {
+        /// Which.
+        id: SandboxId,
+        /// The limit.
+        limit: usize,
+    },
     /// A parameter out of range.
     #[error("{0}")]
     BadRequest(String),

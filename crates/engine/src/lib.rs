@@ -8,14 +8,16 @@ mod artifacts;
 mod config;
 mod engine;
 mod error;
+mod exec;
 mod lifecycle;
 mod resources;
 mod sandbox;
 mod slots;
 mod sweep;
+mod table;
 
 pub use agent::{ExecOutput, Output};
 pub use config::EngineConfig;
 pub use engine::{Engine, ShutdownReport};
 pub use error::{EngineError, StartError};
-pub use sandbox::ExecSpec;
+pub use exec::ExecSpec;

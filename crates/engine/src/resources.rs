@@ -12,17 +12,21 @@ use manta_api::SandboxId;
 use manta_host::disk::clone_file;
 use manta_host::net::NetSlot;
 use manta_host::process::Credentials;
-use manta_vmm::{MicroVm, Place, VmSpec, VmmInfo, VmmKind};
+use manta_vmm::{MicroVm, Place, VmSpec, VmmError, VmmInfo, VmmKind};
 use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::agent::Session;
+use crate::agent::{End, Session};
 use crate::engine::{Shared, random};
 use crate::error::{EngineError, chain};
 
 /// First user id of VMMs: above every range that systemd's conventions assign
 /// (<https://systemd.io/UIDS-GIDS/>), one for each slot.
 const UID_BASE: u32 = 0x7000_0000;
+
+/// A dead VMM's sockets close this long, at most, before its end is seen.
+const DYING: Duration = Duration::from_millis(500);
 
 /// Whom VMMs run as.
 #[derive(Debug, Clone)]
@@ -68,42 +72,61 @@ impl Confinement {
     }
 }
 
+/// What ended, and why.
+#[derive(Debug)]
+pub(crate) enum Death {
+    /// The VMM, and the guest with it.
+    Vmm(String),
+    /// Only the connection to the agent.
+    Session(End),
+}
+
 /// Everything of one sandbox.
 #[derive(Debug, Default)]
 pub(crate) struct Resources {
     dir: Option<PathBuf>,
     slot: Option<NetSlot>,
-    pub(crate) vm: Option<Arc<dyn MicroVm>>,
+    vm: Option<Arc<dyn MicroVm>>,
     pub(crate) session: Option<Session>,
 }
 
 impl Resources {
-    /// All the way to a configured guest. Cancel-safe: whatever was reached is in `self`.
-    pub(crate) async fn bring_up(&mut self, id: &SandboxId, shared: &Shared) -> Result<(), EngineError> {
+    /// All the way to a configured guest. Must be awaited to its end: `leave` ends its waits early, with
+    /// whatever was reached in `self`.
+    pub(crate) async fn bring_up(
+        &mut self,
+        id: &SandboxId,
+        shared: &Shared,
+        leave: &CancellationToken,
+    ) -> Result<(), EngineError> {
         let mut clock = Stages::start();
+        let config = &shared.config;
         let slot = shared.slots.acquire().await.map_err(host("acquiring a network slot"))?;
-        let slot = self.slot.insert(slot);
+        let (index, netns, tap_name) =
+            (slot.index(), Arc::new(slot.netns().clone()), slot.tap_name().to_owned());
+        let (guest, credentials) = (slot.guest(), shared.confinement.credentials(index));
         clock.passed("network");
 
-        let credentials = shared.confinement.credentials(slot.index());
         let dir = shared.sandbox_dir(id);
         self.dir = Some(dir.clone());
         let disk = dir.join("disk.ext4");
-        blocking("making the sandbox's disk", {
-            let (owner, disk, shared) = (credentials.clone(), disk.clone(), shared.clone());
-            move || make_disk(&dir, &disk, &owner, &shared)
-        })
-        .await?;
+        let prepared = spawn_blocking({
+            let (owner, dir, disk, shared) = (credentials.clone(), dir.clone(), disk.clone(), shared.clone());
+            move || {
+                let made = make_disk(&dir, &disk, &owner, &shared);
+                let tap = made.and_then(|()| slot.open_tap().map_err(|error| chain(&error)));
+                (slot, tap)
+            }
+        });
+        let (slot, tap) = prepared.await.map_err(|panicked| host("making the disk")(panicked.to_string()))?;
+        self.slot = Some(slot);
+        let tap = tap.map_err(host("making the disk and opening the tap"))?;
         clock.passed("disk");
+        if leave.is_cancelled() {
+            return Err(left(id, shared));
+        }
 
-        let place = Place {
-            dir: shared.sandbox_dir(id),
-            netns: Arc::new(slot.netns().clone()),
-            tap_name: slot.tap_name().to_owned(),
-            tap: slot.open_tap().map_err(|error| host("opening the tap")(chain(&error)))?,
-            credentials,
-        };
-        let config = &shared.config;
+        let place = Place { dir, netns, tap_name, tap, credentials };
         let spec = VmSpec {
             kernel: shared.artifacts.kernel.clone(),
             initramfs: shared.artifacts.initramfs.clone(),
@@ -111,16 +134,21 @@ impl Resources {
             disk,
             vcpus: config.vcpus,
             mem_mib: config.mem_mib,
-            mac: slot.guest().mac,
+            mac: guest.mac,
             vsock_port: config.vsock_port,
         };
-        let spawned = config.vmm.spawn(place, &spec).await;
-        let vm: Arc<dyn MicroVm> =
-            Arc::from(spawned.map_err(|error| boot("starting the VMM")(chain(&error)))?);
+        let vm: Arc<dyn MicroVm> = match config.vmm.spawn(place, &spec).await {
+            Ok(vm) => Arc::from(vm),
+            Err(error) => {
+                if matches!(error, VmmError::Unkillable { .. }) {
+                    self.abandon_slot(shared);
+                }
+                return Err(boot("starting the VMM")(chain(&error)));
+            }
+        };
         self.vm = Some(vm.clone());
         clock.passed("spawn");
 
-        let guest = slot.guest();
         let network = Network {
             address: guest.address,
             prefix_len: guest.prefix_len,
@@ -133,8 +161,7 @@ impl Resources {
             let stream =
                 vm.connect_agent().await.map_err(|error| boot("waiting for the agent")(chain(&error)))?;
             clock.passed("boot");
-            let nonce = u64::from_le_bytes(random()?);
-            let session = Session::open(stream, nonce, config.agent_wait_timeout).await;
+            let session = Session::open(stream, nonce()?).await;
             let session = session.map_err(|error| boot("waiting for the agent")(error.to_string()))?;
             clock.passed("agent");
             let configured = session.configure(network, config.agent_call_timeout).await;
@@ -142,7 +169,11 @@ impl Resources {
             clock.passed("configure");
             Ok(session)
         };
-        let session = match tokio::time::timeout(config.agent_wait_timeout, up).await {
+        let up = tokio::select! {
+            up = tokio::time::timeout(config.agent_wait_timeout, up) => up,
+            () = leave.cancelled() => return Err(left(id, shared)),
+        };
+        let session = match up {
             Ok(Ok(session)) => session,
             Ok(Err(error)) => return Err(explain(error, &*vm).await),
             Err(_) => {
@@ -155,14 +186,33 @@ impl Resources {
         Ok(())
     }
 
+    /// Completes when the microVM or the connection to its agent is gone; never when there is none.
+    pub(crate) fn death(&self) -> impl Future<Output = Death> + Send + 'static {
+        let (vm, session) = (self.vm.clone(), self.session.clone());
+        async move {
+            let (Some(vm), Some(session)) = (vm, session) else { return std::future::pending().await };
+            tokio::select! {
+                exit = vm.exited() => Death::Vmm(format!("the VMM ended with {}", exit.status)),
+                end = session.ended() => {
+                    // The VMM's own end explains more, and comes a moment later.
+                    match tokio::time::timeout(DYING, vm.exited()).await {
+                        Ok(exit) => Death::Vmm(format!("the VMM ended with {}", exit.status)),
+                        Err(_) => Death::Session(end),
+                    }
+                }
+            }
+        }
+    }
+
     /// Connects to the agent of a running guest again.
     pub(crate) async fn reconnect(&mut self, shared: &Shared) -> Result<(), String> {
+        self.session = None;
         let Some(vm) = &self.vm else { return Err("there is no microVM".to_owned()) };
         let limit = shared.config.agent_dial_timeout;
         let dial = async {
-            let nonce = u64::from_le_bytes(random().map_err(|error| error.to_string())?);
+            let nonce = nonce().map_err(|error| error.to_string())?;
             let stream = vm.connect_agent().await.map_err(|error| chain(&error))?;
-            Session::open(stream, nonce, limit).await.map_err(|error| error.to_string())
+            Session::open(stream, nonce).await.map_err(|error| error.to_string())
         };
         let session = tokio::time::timeout(limit, dial).await;
         self.session = Some(session.map_err(|_| format!("no hello within {} ms", limit.as_millis()))??);
@@ -181,30 +231,40 @@ impl Resources {
 
     /// Gives everything back; carries on past errors, which are logged. `keep_dir` leaves the
     /// directory for whoever looks into a failure.
-    pub(crate) async fn tear_down(&mut self, id: &SandboxId, shared: &Shared, keep_dir: bool) {
+    pub(crate) async fn tear_down(&mut self, id: &SandboxId, shared: &Shared, mut keep_dir: bool) {
         self.session = None;
         if let Some(vm) = self.vm.take() {
             let console = if keep_dir { vm.console().await } else { String::new() };
-            if let Err(error) = vm.kill().await {
-                error!(sandbox_id = %id, error = chain(&error), "the VMM could not be killed; its slot is not used again");
-                std::mem::forget(self.slot.take());
-            }
             if keep_dir && let Some(dir) = &self.dir {
                 let _ = fs::write(dir.join("console.log"), console);
             }
+            if let Err(error) = vm.kill().await {
+                error!(sandbox_id = %id, error = chain(&error), "the VMM could not be killed");
+                self.abandon_slot(shared);
+                keep_dir = true;
+            }
+            // Waits for a VMM that is still there.
+            drop(spawn_blocking(move || drop(vm)));
         }
         if let Some(slot) = self.slot.take() {
             shared.slots.release(slot).await;
         }
         if let Some(dir) = self.dir.take() {
             if keep_dir {
-                warn!(sandbox_id = %id, dir = %dir.display(), "kept for inspection (MANTA_DEBUG_KEEP_FAILED_SANDBOX)");
+                warn!(sandbox_id = %id, dir = %dir.display(), "the sandbox's directory is kept until the next start");
                 return;
             }
             let removed = spawn_blocking(move || remove_dir(&dir)).await;
             if let Ok(Err(error)) = removed {
                 error!(sandbox_id = %id, %error, "the sandbox's directory could not be removed");
             }
+        }
+    }
+
+    /// A VMM that cannot be killed may still use the slot: cut it off, and never give it to another.
+    fn abandon_slot(&mut self, shared: &Shared) {
+        if let Some(slot) = self.slot.take() {
+            shared.slots.abandon(slot);
         }
     }
 }
@@ -244,7 +304,7 @@ fn make_disk(dir: &Path, disk: &Path, owner: &Credentials, shared: &Shared) -> R
 async fn explain(error: EngineError, vm: &dyn MicroVm) -> EngineError {
     let EngineError::BootFailed { stage, mut reason } = error else { return error };
     // A dead VMM's sockets close a moment before its pidfd tells how it ended.
-    let console = match tokio::time::timeout(Duration::from_millis(500), vm.exited()).await {
+    let console = match tokio::time::timeout(DYING, vm.exited()).await {
         Ok(exit) => {
             reason.push_str(&format!("; the VMM ended with {}", exit.status));
             exit.console
@@ -263,14 +323,18 @@ fn last_lines(text: &str, count: usize) -> String {
     lines[lines.len().saturating_sub(count)..].join(" | ")
 }
 
-async fn blocking(
-    stage: &'static str,
-    work: impl FnOnce() -> Result<(), String> + Send + 'static,
-) -> Result<(), EngineError> {
-    match spawn_blocking(work).await {
-        Ok(done) => done.map_err(host(stage)),
-        Err(panicked) => Err(host(stage)(panicked.to_string())),
+/// Why a creation was given up.
+fn left(id: &SandboxId, shared: &Shared) -> EngineError {
+    if shared.stop.is_cancelled() {
+        EngineError::ShuttingDown
+    } else {
+        EngineError::Destroyed { id: id.clone(), output: Box::default() }
     }
+}
+
+/// A number no earlier session had.
+fn nonce() -> Result<u64, EngineError> {
+    Ok(u64::from_le_bytes(random()?))
 }
 
 fn host(stage: &'static str) -> impl FnOnce(String) -> EngineError {

@@ -27,6 +27,8 @@ pub(crate) struct Slots {
 #[derive(Debug, Default)]
 struct State {
     used: BTreeSet<u16>,
+    /// Where the search for a free index goes on: one that cannot be made does not block the others.
+    next: u16,
     ready: Vec<NetSlot>,
     /// None once the pool is closed.
     host: Option<Arc<HostNetwork>>,
@@ -57,6 +59,16 @@ impl Slots {
                 error!(%error, "taking a network slot apart panicked");
             }
         }
+    }
+
+    /// Takes a slot apart whose VMM may still be alive: its index is never used again.
+    pub(crate) fn abandon(self: &Arc<Self>, slot: NetSlot) {
+        drop(spawn_blocking(move || {
+            let index = slot.index();
+            if let Err(error) = slot.destroy() {
+                error!(index, error = crate::error::chain(&error), "a network slot could not be taken apart");
+            }
+        }));
     }
 
     /// Keeps the pool full until cancelled. A failure waits for the next acquire; it does not spin.
@@ -110,9 +122,11 @@ impl Slots {
         let (index, host) = {
             let mut state = self.state();
             let host = state.host.clone().ok_or("the pool is closed")?;
-            let free = (0..INDICES).find(|index| !state.used.contains(index));
-            let index = free.ok_or("all network slots are in use")?;
+            let mut free = (0..INDICES).map(|step| (state.next + step) % INDICES);
+            let index =
+                free.find(|index| !state.used.contains(index)).ok_or("all network slots are in use")?;
             state.used.insert(index);
+            state.next = (index + 1) % INDICES;
             (index, host)
         };
         let owner = self.confinement.credentials(index).uid;

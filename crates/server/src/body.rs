@@ -67,6 +67,10 @@ async fn bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Option<Byt
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    // An array would do for serde: its elements, in the order of the fields.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(ApiError::new(ErrorCode::BadRequest, "the body must be a JSON object"));
+    }
     serde_json::from_slice(bytes).map_err(|error| {
         ApiError::new(ErrorCode::BadRequest, format!("the body is not what this route takes: {error}"))
     })

@@ -16,12 +16,22 @@ pub(crate) struct ApiError(ErrorBody);
 
 impl ApiError {
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self(ErrorBody { error: message.into(), code, stdout: None, stderr: None })
+        let (error, no) = (message.into(), None);
+        Self(ErrorBody {
+            error,
+            code,
+            stdout: None,
+            stderr: None,
+            stdout_truncated: no,
+            stderr_truncated: no,
+        })
     }
 
     fn with_output(mut self, output: &Output, encode: impl Fn(&[u8]) -> String) -> Self {
         self.0.stdout = Some(encode(&output.stdout));
         self.0.stderr = Some(encode(&output.stderr));
+        self.0.stdout_truncated = Some(output.stdout_truncated);
+        self.0.stderr_truncated = Some(output.stderr_truncated);
         self
     }
 
@@ -34,6 +44,7 @@ impl ApiError {
             EngineError::GuestGone { output, .. } => (ErrorCode::GuestGone, Some(output)),
             EngineError::GuestTimeout { output, .. } => (ErrorCode::GuestTimeout, Some(output)),
             EngineError::ExecTimeout { output, .. } => (ErrorCode::ExecTimeout, Some(output)),
+            EngineError::SandboxBusy { .. } => (ErrorCode::SandboxBusy, None),
             EngineError::BadRequest(_) => (ErrorCode::BadRequest, None),
             EngineError::HostFull { .. } => (ErrorCode::HostFull, None),
             EngineError::ShuttingDown => (ErrorCode::ShuttingDown, None),

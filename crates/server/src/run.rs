@@ -107,8 +107,8 @@ async fn serve(args: ServerArgs) -> Result<(), ServerError> {
     let server = tokio::spawn(server.into_future());
     info!(%address, "serving");
     // For whoever started us: with port 0 in the settings the address is only known here.
-    println!("manta: listening on http://{address}");
-    let _ = std::io::stdout().flush();
+    let mut stdout = std::io::stdout();
+    let _ = writeln!(stdout, "manta: listening on http://{address}").and_then(|()| stdout.flush());
 
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM"),

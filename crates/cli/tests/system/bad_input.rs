@@ -40,6 +40,9 @@ fn malformed_requests_are_told_what_is_wrong() {
     assert!(server.raw("POST", "/exec", json_type, b"{\"cmd\":").error(400, "bad_request").contains("EOF"));
     server.raw("POST", "/exec", "content-type: text/plain\r\n", b"{}").error(415, "unsupported_media_type");
     server.post("/create", &json!({"vcpus": 4})).error(400, "bad_request");
+    // serde would take an array for an object, its elements in the order of the fields.
+    assert!(server.post("/create", &json!([])).error(400, "bad_request").contains("object"));
+    assert!(server.post("/destroy", &json!([UNKNOWN])).error(400, "bad_request").contains("object"));
     let huge = format!("{{\"cmd\": \"{}\"}}", "x".repeat(9 << 20));
     server.raw("POST", "/exec", json_type, huge.as_bytes()).error(413, "body_too_large");
     server.raw("GET", "/no-such-route", "", b"").error(404, "not_found");

@@ -84,6 +84,11 @@ fn output_over_the_limit_is_cut_there_and_does_not_block_the_command() {
     assert_eq!(ran["stderr"], "end");
     assert_eq!((&ran["stdout_truncated"], &ran["stderr_truncated"]), (&json!(true), &json!(false)));
     assert_eq!(ran["exit_code"], 5);
+    // A command that is cut off says so too.
+    let cmd = "head -c 2000 /dev/zero; sleep 300";
+    let cut = server.post("/exec", &json!({"sandbox_id": id, "cmd": cmd, "timeout_ms": 3000}));
+    assert_eq!((&cut.body["stdout_truncated"], &cut.body["stderr_truncated"]), (&json!(true), &json!(false)));
+    cut.error(504, "exec_timeout");
 }
 
 #[test]

@@ -85,6 +85,46 @@ fn a_command_that_ends_within_the_drain_answers_normally() {
 }
 
 #[test]
+fn a_sandbox_being_created_takes_no_commands_and_can_be_destroyed_at_once() {
+    let _host = Host::enter();
+    let server = Server::start();
+    std::thread::scope(|scope| {
+        let creating = scope.spawn(|| server.raw("POST", "/create", "", b""));
+        let listed = || server.get("/sandboxes")["sandboxes"][0].clone();
+        eventually("the sandbox is listed", scaled(20), || !server.vmms().is_empty());
+        let info = listed();
+        assert_eq!(info["state"], "creating");
+        let id = info["id"].as_str().expect("an id");
+        server.post("/exec", &json!({"sandbox_id": id, "cmd": "true"})).error(409, "sandbox_not_running");
+        server.destroy(id).ok();
+        creating.join().expect("an answer").error(409, "sandbox_destroyed");
+    });
+    assert_eq!(server.vmms(), [0u32; 0]);
+    assert_eq!(server.sandbox_dirs(), 0);
+}
+
+#[test]
+fn sigterm_while_sandboxes_are_being_created_answers_everybody_and_leaves_nothing() {
+    let host = Host::enter();
+    let links = host.links();
+    let mut server = Server::with(&[("MANTA_NETNS_POOL_SIZE", "0")]);
+    std::thread::scope(|scope| {
+        let creating: Vec<_> =
+            (0..4).map(|_| scope.spawn(|| server.raw("POST", "/create", "", b""))).collect();
+        eventually("a VMM starts", scaled(20), || !server.vmms().is_empty());
+        server.signal(rustix::process::Signal::TERM);
+        for created in creating {
+            created.join().expect("an answer").error(503, "shutting_down");
+        }
+    });
+    assert!(server.wait(scaled(40)).success(), "{}", server.log());
+    assert_eq!(server.vmms(), [0u32; 0]);
+    assert_eq!(host.links(), links);
+    assert_eq!(host.ruleset().trim(), "");
+    assert_eq!(server.sandbox_dirs(), 0);
+}
+
+#[test]
 fn sigterm_with_sandboxes_alive_leaves_nothing() {
     let host = Host::enter();
     let (links, forwarding) = (host.links(), host.forwarding());

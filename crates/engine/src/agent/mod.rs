@@ -8,4 +8,4 @@ mod session;
 mod streams;
 
 pub use output::{ExecOutput, Output};
-pub(crate) use session::{AgentError, Session};
+pub(crate) use session::{AgentError, End, Session};

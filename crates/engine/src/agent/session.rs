@@ -12,8 +12,8 @@ use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, watch};
-use tokio::task::AbortHandle;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::output::{Output, append_within};
 use super::streams::{Event, Open, Streams};
@@ -35,6 +35,18 @@ pub(crate) enum AgentError {
     /// The agent could not do it.
     #[error("the agent refused: {0}")]
     Refused(String),
+    /// The request does not fit into a frame.
+    #[error("the request is too long for the agent: {0}")]
+    TooLong(String),
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct End {
+    /// Why.
+    pub(crate) reason: String,
+    /// The agent did what no honest one does.
+    pub(crate) offence: bool,
 }
 
 /// A session. Cheap to clone; the last clone's drop closes it.
@@ -47,43 +59,49 @@ pub(crate) struct Session {
 struct Inner {
     streams: Arc<Streams>,
     frames: mpsc::Sender<Vec<u8>>,
-    /// Why the session ended; empty while it lives.
-    ended: watch::Receiver<Option<String>>,
-    tasks: [AbortHandle; 2],
+    /// None while the session lives.
+    ended: watch::Receiver<Option<End>>,
+    _io: AbortOnDropHandle<()>,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(AbortHandle::abort);
         self.streams.close();
     }
 }
 
 impl Session {
-    /// Says hello and waits for the agent's; whatever came before it is dropped.
-    pub(crate) async fn open(stream: UnixStream, nonce: u64, timeout: Duration) -> Result<Self, AgentError> {
+    /// Says hello and waits for the agent's; whatever came before it is dropped. The deadline is the
+    /// caller's.
+    pub(crate) async fn open(stream: UnixStream, nonce: u64) -> Result<Self, AgentError> {
         let (mut reader, mut writer) = stream.into_split();
         let mut decoder = Decoder::new();
-        tokio::time::timeout(timeout, hello(&mut reader, &mut writer, &mut decoder, nonce))
-            .await
-            .map_err(|_| AgentError::Timeout(timeout))??;
+        hello(&mut reader, &mut writer, &mut decoder, nonce).await?;
         let streams = Arc::new(Streams::default());
         let (frames, queue) = mpsc::channel(WRITE_QUEUE);
         let (end, ended) = watch::channel(None);
-        let end = Arc::new(end);
-        let tasks = [
-            tokio::spawn(read_loop(reader, decoder, streams.clone(), end.clone())).abort_handle(),
-            tokio::spawn(write_loop(writer, queue, end)).abort_handle(),
-        ];
-        Ok(Self { inner: Arc::new(Inner { streams, frames, ended, tasks }) })
+        let io = tokio::spawn({
+            let streams = streams.clone();
+            async move {
+                // Whichever ends first takes the other along, and the connection with it.
+                let how = tokio::select! {
+                    how = read_loop(reader, decoder, &streams) => how,
+                    how = write_loop(writer, queue) => how,
+                };
+                end.send_replace(Some(how));
+                streams.close();
+            }
+        });
+        Ok(Self { inner: Arc::new(Inner { streams, frames, ended, _io: AbortOnDropHandle::new(io) }) })
     }
 
-    /// Completes when the session has ended; says why.
-    pub(crate) async fn ended(&self) -> String {
+    /// Completes when the session has ended; says how.
+    pub(crate) async fn ended(&self) -> End {
         let mut ended = self.inner.ended.clone();
+        let closed = || End { reason: "the session was closed".to_owned(), offence: false };
         match ended.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or_default(),
-            Err(_) => "the session was closed".to_owned(),
+            Ok(end) => end.clone().unwrap_or_else(closed),
+            Err(_) => closed(),
         }
     }
 
@@ -112,15 +130,16 @@ impl Session {
         let mut open = self.request(Request::Exec(exec)).await?;
         let mut cancel = CancelOnDrop { id: open.id, frames: Some(self.inner.frames.clone()) };
         let credit = open.stdin_credit.clone();
-        let mut feed = std::pin::pin!(self.feed_stdin(open.id, credit, stdin));
-        let mut feeding = true;
+        // A task of its own: nothing here may wait for it, nor it for us.
+        let _feed = AbortOnDropHandle::new(tokio::spawn(feed_stdin(
+            self.inner.frames.clone(),
+            open.id,
+            credit,
+            stdin,
+        )));
         let mut unacknowledged = [0u32; 3];
         loop {
-            let event = tokio::select! {
-                event = self.event(&mut open) => event?,
-                () = &mut feed, if feeding => { feeding = false; continue }
-            };
-            match event {
+            match self.event(&mut open).await? {
                 Event::Data(channel, bytes) => {
                     match channel {
                         Channel::Stderr => {
@@ -160,36 +179,17 @@ impl Session {
     }
 
     async fn event(&self, open: &mut Open) -> Result<Event, AgentError> {
-        open.events.recv().await.ok_or_else(|| self.gone())
+        open.next().await.ok_or_else(|| self.gone())
     }
 
     async fn send(&self, frame: Frame) -> Result<(), AgentError> {
-        let mut bytes = Vec::new();
-        encode(&frame, &mut bytes).map_err(|error| AgentError::Refused(error.to_string()))?;
+        let bytes = encoded(&frame)?;
         self.inner.frames.send(bytes).await.map_err(|_| self.gone())
     }
 
-    /// Ends quietly when the session or the stream does: the exec loop sees that itself.
-    async fn feed_stdin(&self, id: u32, credit: Arc<tokio::sync::Semaphore>, stdin: Bytes) {
-        for piece in stdin.chunks(MAX_DATA) {
-            let Ok(permits) = credit.acquire_many(u32::try_from(piece.len()).unwrap_or(u32::MAX)).await
-            else {
-                return;
-            };
-            permits.forget();
-            let frame = Frame::Data { id, channel: Channel::Stdin, bytes: piece.to_vec() };
-            if self.send(frame).await.is_err() {
-                return;
-            }
-        }
-        if !stdin.is_empty() {
-            let _ = self.send(Frame::Eof { id, channel: Channel::Stdin }).await;
-        }
-    }
-
     fn gone(&self) -> AgentError {
-        let reason = self.inner.ended.borrow().clone();
-        AgentError::Gone(reason.unwrap_or_else(|| "the session was closed".to_owned()))
+        let end = self.inner.ended.borrow().clone();
+        AgentError::Gone(end.map_or_else(|| "the session was closed".to_owned(), |end| end.reason))
     }
 }
 
@@ -201,14 +201,40 @@ struct CancelOnDrop {
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
-        if let Some(frames) = self.frames.take() {
-            let mut bytes = Vec::new();
-            if encode(&Frame::Cancel { id: self.id }, &mut bytes).is_ok() {
-                // Without room in the queue the session is stuck, and about to be ended.
-                let _ = frames.try_send(bytes);
-            }
+        if let Some(frames) = self.frames.take()
+            && let Ok(bytes) = encoded(&Frame::Cancel { id: self.id })
+            && let Err(mpsc::error::TrySendError::Full(bytes)) = frames.try_send(bytes)
+        {
+            // As many can wait here as requests got through, which the same queue bounds.
+            tokio::spawn(async move { frames.send(bytes).await });
         }
     }
+}
+
+/// Ends quietly when the session or the stream does: whoever waits for the command sees that.
+async fn feed_stdin(frames: mpsc::Sender<Vec<u8>>, id: u32, credit: Arc<Semaphore>, stdin: Bytes) {
+    for piece in stdin.chunks(MAX_DATA) {
+        let Ok(permits) = credit.acquire_many(u32::try_from(piece.len()).unwrap_or(u32::MAX)).await else {
+            return;
+        };
+        permits.forget();
+        let frame = Frame::Data { id, channel: Channel::Stdin, bytes: piece.to_vec() };
+        let Ok(bytes) = encoded(&frame) else { return };
+        if frames.send(bytes).await.is_err() {
+            return;
+        }
+    }
+    if !stdin.is_empty()
+        && let Ok(bytes) = encoded(&Frame::Eof { id, channel: Channel::Stdin })
+    {
+        let _ = frames.send(bytes).await;
+    }
+}
+
+fn encoded(frame: &Frame) -> Result<Vec<u8>, AgentError> {
+    let mut bytes = Vec::new();
+    encode(frame, &mut bytes).map_err(|error| AgentError::TooLong(error.to_string()))?;
+    Ok(bytes)
 }
 
 async fn hello(
@@ -218,9 +244,7 @@ async fn hello(
     nonce: u64,
 ) -> Result<(), AgentError> {
     let gone = |error: std::io::Error| AgentError::Gone(format!("agent connection failed: {error}"));
-    let mut bytes = vec![0]; // ends whatever a vanished predecessor left half sent
-    encode(&Frame::Hello(Hello { version: PROTOCOL_VERSION, session: nonce }), &mut bytes)
-        .map_err(|error| AgentError::Gone(error.to_string()))?;
+    let bytes = encoded(&Frame::Hello(Hello { version: PROTOCOL_VERSION, session: nonce }))?;
     writer.write_all(&bytes).await.map_err(gone)?;
     let mut buffer = vec![0; 16 * 1024];
     loop {
@@ -246,38 +270,28 @@ async fn hello(
     }
 }
 
-async fn read_loop(
-    mut reader: OwnedReadHalf,
-    mut decoder: Decoder,
-    streams: Arc<Streams>,
-    end: Arc<watch::Sender<Option<String>>>,
-) {
+async fn read_loop(mut reader: OwnedReadHalf, mut decoder: Decoder, streams: &Streams) -> End {
+    let offence =
+        |what: String| End { reason: format!("the agent broke the protocol: {what}"), offence: true };
+    let loss = |reason: String| End { reason, offence: false };
     let mut buffer = vec![0; 64 * 1024];
-    let reason = 'session: loop {
+    loop {
         while let Some(frame) = decoder.next_frame() {
             match frame.map(|frame| streams.dispatch(frame)) {
                 Ok(Ok(())) => {}
-                Ok(Err(offence)) => {
-                    break 'session format!("the agent broke the protocol: it sent {offence}");
-                }
-                Err(error) => break 'session format!("the agent broke the protocol: {error}"),
+                Ok(Err(what)) => return offence(format!("it sent {what}")),
+                Err(error) => return offence(error.to_string()),
             }
         }
         match reader.read(&mut buffer).await {
-            Ok(0) => break "the agent connection was closed".to_owned(),
+            Ok(0) => return loss("the agent connection was closed".to_owned()),
             Ok(length) => decoder.feed(&buffer[..length]),
-            Err(error) => break format!("the agent connection failed: {error}"),
+            Err(error) => return loss(format!("the agent connection failed: {error}")),
         }
-    };
-    end_with(&end, reason);
-    streams.close();
+    }
 }
 
-async fn write_loop(
-    mut writer: OwnedWriteHalf,
-    mut queue: mpsc::Receiver<Vec<u8>>,
-    end: Arc<watch::Sender<Option<String>>>,
-) {
+async fn write_loop(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<u8>>) -> End {
     while let Some(mut bytes) = queue.recv().await {
         while bytes.len() < 64 * 1024
             && let Ok(next) = queue.try_recv()
@@ -285,13 +299,8 @@ async fn write_loop(
             bytes.extend(next);
         }
         if let Err(error) = writer.write_all(&bytes).await {
-            end_with(&end, format!("cannot write to the agent: {error}"));
-            return;
+            return End { reason: format!("cannot write to the agent: {error}"), offence: false };
         }
     }
-}
-
-/// The first reason stays.
-fn end_with(end: &watch::Sender<Option<String>>, reason: String) {
-    end.send_if_modified(|ended| ended.is_none() && ended.replace(reason).is_none());
+    End { reason: "the session was closed".to_owned(), offence: false }
 }

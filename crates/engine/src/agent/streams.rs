@@ -1,37 +1,52 @@
-//! Streams of one session: who waits for what, and how much the guest may still send.
+//! Streams of one session: what arrived for each, and how much the guest may still send. What it
+//! sends waits in one buffer for each channel, bounded by the credit it was given.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use manta_agent_proto::{Channel, Frame, INITIAL_CREDIT, Reply};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore};
 
-/// What arrives on a stream.
-#[derive(Debug)]
+/// What arrived on a stream.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Event {
     /// Output.
     Data(Channel, Vec<u8>),
-    /// The stream's end.
+    /// The stream's end; all output came before it.
     Reply(Reply),
 }
 
-/// A stream's entry, as the reader sees it.
+/// A stream's entry, as the reader of the session sees it.
 #[derive(Debug)]
 struct Stream {
-    events: mpsc::UnboundedSender<Event>,
-    /// Bytes the guest may still send; it bounds `events`.
-    stdout_credit: u64,
-    stderr_credit: u64,
+    stdout: Inflow,
+    stderr: Inflow,
+    reply: Option<Reply>,
+    arrived: Arc<Notify>,
     /// Bytes we may still send.
     stdin_credit: Arc<Semaphore>,
+}
+
+/// One direction of bytes from the guest.
+#[derive(Debug)]
+struct Inflow {
+    /// Bytes the guest may still send.
+    credit: u64,
+    waiting: Vec<u8>,
+}
+
+impl Default for Inflow {
+    fn default() -> Self {
+        Self { credit: u64::from(INITIAL_CREDIT), waiting: Vec::new() }
+    }
 }
 
 /// A stream's receiving end. Dropping it forgets the stream.
 #[derive(Debug)]
 pub(super) struct Open {
     pub(super) id: u32,
-    pub(super) events: mpsc::UnboundedReceiver<Event>,
     pub(super) stdin_credit: Arc<Semaphore>,
+    arrived: Arc<Notify>,
     table: Arc<Streams>,
 }
 
@@ -49,7 +64,7 @@ struct Table {
 impl Streams {
     /// A new stream; none when the session has ended.
     pub(super) fn open(self: &Arc<Self>) -> Option<Open> {
-        let (sender, events) = mpsc::unbounded_channel();
+        let arrived = Arc::new(Notify::new());
         let stdin_credit = Arc::new(Semaphore::new(INITIAL_CREDIT as usize));
         let mut table = self.lock();
         if table.closed {
@@ -61,42 +76,49 @@ impl Streams {
         table.streams.insert(
             id,
             Stream {
-                events: sender,
-                stdout_credit: u64::from(INITIAL_CREDIT),
-                stderr_credit: u64::from(INITIAL_CREDIT),
+                stdout: Inflow::default(),
+                stderr: Inflow::default(),
+                reply: None,
+                arrived: arrived.clone(),
                 stdin_credit: stdin_credit.clone(),
             },
         );
-        Some(Open { id, events, stdin_credit, table: self.clone() })
+        Some(Open { id, stdin_credit, arrived, table: self.clone() })
     }
 
     /// Notes that the guest may send `bytes` more on `channel`.
     pub(super) fn grant(&self, id: u32, channel: Channel, bytes: u32) {
         if let Some(stream) = self.lock().streams.get_mut(&id)
-            && let Some(credit) = stream.credit(channel)
+            && let Some(inflow) = stream.inflow(channel)
         {
-            *credit += u64::from(bytes);
+            inflow.credit += u64::from(bytes);
         }
     }
 
-    /// Takes in a frame from the guest. Frames of forgotten streams are dropped; an error names
-    /// what no honest agent does.
+    /// Takes in a frame from the guest. Frames of forgotten or ended streams are dropped; an error
+    /// names what no honest agent does.
     pub(super) fn dispatch(&self, frame: Frame) -> Result<(), &'static str> {
         let mut table = self.lock();
         match frame {
             Frame::Data { id, channel, bytes } => {
-                let Some(stream) = table.streams.get_mut(&id) else { return Ok(()) };
-                let credit = stream.credit(channel).ok_or("data on standard input")?;
-                *credit = credit.checked_sub(bytes.len() as u64).ok_or("more data than it was allowed")?;
-                let _ = stream.events.send(Event::Data(channel, bytes));
+                let Some(stream) = table.live(id) else { return Ok(()) };
+                if bytes.is_empty() {
+                    return Err("empty data");
+                }
+                let inflow = stream.inflow(channel).ok_or("data on standard input")?;
+                inflow.credit =
+                    inflow.credit.checked_sub(bytes.len() as u64).ok_or("more data than it was allowed")?;
+                inflow.waiting.extend(bytes);
+                stream.arrived.notify_one();
             }
             Frame::Reply { id, reply } => {
-                if let Some(stream) = table.streams.remove(&id) {
-                    let _ = stream.events.send(Event::Reply(reply));
+                if let Some(stream) = table.live(id) {
+                    stream.reply = Some(reply);
+                    stream.arrived.notify_one();
                 }
             }
             Frame::Credit { id, channel: Channel::Stdin, bytes } => {
-                let Some(stream) = table.streams.get(&id) else { return Ok(()) };
+                let Some(stream) = table.live(id) else { return Ok(()) };
                 if stream.stdin_credit.available_permits() + bytes as usize > Semaphore::MAX_PERMITS / 2 {
                     return Err("absurd credit");
                 }
@@ -110,26 +132,63 @@ impl Streams {
         Ok(())
     }
 
-    /// Ends all streams; those who wait on them see it.
+    /// Ends all streams: those who wait on them get what has arrived, then see the end.
     pub(super) fn close(&self) {
         let mut table = self.lock();
         table.closed = true;
-        for (_, stream) in table.streams.drain() {
+        for stream in table.streams.values() {
             stream.stdin_credit.close();
+            stream.arrived.notify_one();
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
+    fn lock(&self) -> MutexGuard<'_, Table> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+impl Table {
+    /// A stream that has not ended yet.
+    fn live(&mut self, id: u32) -> Option<&mut Stream> {
+        self.streams.get_mut(&id).filter(|stream| stream.reply.is_none())
+    }
+}
+
 impl Stream {
-    fn credit(&mut self, channel: Channel) -> Option<&mut u64> {
+    fn inflow(&mut self, channel: Channel) -> Option<&mut Inflow> {
         match channel {
             Channel::Stdin => None,
-            Channel::Stdout => Some(&mut self.stdout_credit),
-            Channel::Stderr => Some(&mut self.stderr_credit),
+            Channel::Stdout => Some(&mut self.stdout),
+            Channel::Stderr => Some(&mut self.stderr),
+        }
+    }
+
+    fn take(&mut self) -> Option<Event> {
+        for channel in [Channel::Stdout, Channel::Stderr] {
+            if let Some(inflow) = self.inflow(channel)
+                && !inflow.waiting.is_empty()
+            {
+                return Some(Event::Data(channel, std::mem::take(&mut inflow.waiting)));
+            }
+        }
+        self.reply.take().map(Event::Reply)
+    }
+}
+
+impl Open {
+    /// What arrives next; none when the session has ended. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Option<Event> {
+        loop {
+            {
+                let mut table = self.table.lock();
+                let closed = table.closed;
+                match table.streams.get_mut(&self.id).and_then(Stream::take) {
+                    Some(event) => return Some(event),
+                    None if closed => return None,
+                    None => {}
+                }
+            }
+            self.arrived.notified().await;
         }
     }
 }
@@ -160,24 +219,36 @@ mod tests {
     }
 
     #[test]
-    fn frames_for_others_reach_nobody() {
+    fn empty_frames_which_cost_no_credit_are_an_offence() {
+        let streams = Arc::new(Streams::default());
+        let open = streams.open().unwrap();
+        assert!(streams.dispatch(data(open.id, Channel::Stdout, 0)).is_err());
+    }
+
+    #[tokio::test]
+    async fn frames_for_others_reach_nobody_and_nothing_comes_after_the_reply() {
         let streams = Arc::new(Streams::default());
         let mut open = streams.open().unwrap();
-        assert!(streams.dispatch(Frame::Reply { id: open.id + 1, reply: Reply::Done }).is_ok());
-        assert!(open.events.try_recv().is_err());
-        assert!(streams.dispatch(Frame::Reply { id: open.id, reply: Reply::Done }).is_ok());
-        assert!(matches!(open.events.try_recv(), Ok(Event::Reply(Reply::Done))));
+        streams.dispatch(data(open.id + 1, Channel::Stdout, 7)).unwrap();
+        streams.dispatch(Frame::Reply { id: open.id + 1, reply: Reply::Done }).unwrap();
+        streams.dispatch(data(open.id, Channel::Stderr, 2)).unwrap();
+        streams.dispatch(Frame::Reply { id: open.id, reply: Reply::Done }).unwrap();
+        streams.dispatch(data(open.id, Channel::Stderr, 3)).unwrap();
+        assert_eq!(open.next().await, Some(Event::Data(Channel::Stderr, vec![0; 2])));
+        assert_eq!(open.next().await, Some(Event::Reply(Reply::Done)));
         assert!(
             streams.dispatch(Frame::Request { id: 1, request: manta_agent_proto::Request::Ping }).is_err()
         );
     }
 
-    #[test]
-    fn a_closed_session_opens_no_stream_and_wakes_those_who_wait() {
+    #[tokio::test]
+    async fn a_closed_session_opens_no_stream_and_wakes_those_who_wait_with_what_had_arrived() {
         let streams = Arc::new(Streams::default());
         let mut open = streams.open().unwrap();
+        streams.dispatch(data(open.id, Channel::Stdout, 4)).unwrap();
         streams.close();
         assert!(streams.open().is_none());
-        assert!(matches!(open.events.try_recv(), Err(mpsc::error::TryRecvError::Disconnected)));
+        assert_eq!(open.next().await, Some(Event::Data(Channel::Stdout, vec![0; 4])));
+        assert_eq!(open.next().await, None);
     }
 }

@@ -48,7 +48,8 @@ impl Stray {
 }
 
 /// The processes, other than this one, whose working directory is `dir` or below it, also if that has been
-/// deleted meanwhile.
+/// deleted meanwhile, and which may gain no privileges: what [`super::Process::spawn`] starts, and no shell that
+/// somebody looks around with.
 ///
 /// # Errors
 /// When `dir` does not resolve (none is fine: nothing works there) or `/proc` cannot be listed.
@@ -63,18 +64,24 @@ pub fn processes_in(dir: &Path) -> Result<Vec<Stray>, ProcessError> {
     for entry in fs::read_dir("/proc").map_err(error)? {
         let name = entry.map_err(error)?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-        if pid == std::process::id() || working_dir(pid).is_none_or(|cwd| !cwd.starts_with(&root)) {
+        if pid == std::process::id() || !is_stray(pid, &root) {
             continue;
         }
         // The number may have passed to another process since it was looked at. From here on the descriptor
         // holds whichever has it now, so look again.
         let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { continue };
         let Ok(pidfd) = pidfd_open(raw, PidfdFlags::empty()) else { continue };
-        if let Some(dir) = working_dir(pid).filter(|cwd| cwd.starts_with(&root)) {
+        if let Some(dir) = working_dir(pid).filter(|_| is_stray(pid, &root)) {
             strays.push(Stray { pid, pidfd, dir });
         }
     }
     Ok(strays)
+}
+
+fn is_stray(pid: u32, root: &Path) -> bool {
+    working_dir(pid).is_some_and(|cwd| cwd.starts_with(root))
+        && fs::read_to_string(format!("/proc/{pid}/status"))
+            .is_ok_and(|status| status.lines().any(|line| line == "NoNewPrivs:\t1"))
 }
 
 /// `None` if the process has ended, is a kernel thread or a zombie.

@@ -61,7 +61,8 @@ pub(super) fn args(spec: &VmSpec, accelerator: Accelerator, tsc_khz: Option<u64>
 
     for (name, image, read_only) in [("rootfs", Image::Rootfs, true), ("disk", Image::Disk, false)] {
         option("-blockdev", block_node(name, image, read_only));
-        option("-device", format!("virtio-blk-device,drive={name}"));
+        // An error of the host's disk is the guest's to see. QEMU's default stops the VM when the host is full.
+        option("-device", format!("virtio-blk-device,drive={name},werror=report,rerror=report"));
     }
     option("-netdev", format!("tap,id=net,fd={TAP_FD}"));
     option("-device", format!("virtio-net-device,netdev=net,mac={}", mac_text(spec.mac)));

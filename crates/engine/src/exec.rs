@@ -1,0 +1,78 @@
+//! One command in one sandbox: from what was asked to what came of it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use manta_agent_proto::{Exec, ExecExit, Program};
+use manta_api::SandboxId;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::{AgentError, ExecOutput, Output, Session};
+use crate::config::EngineConfig;
+use crate::error::EngineError;
+
+/// Characters of an agent's own words that are passed on.
+const AGENT_WORDS: usize = 200;
+
+/// A command to run.
+#[derive(Debug, Clone)]
+pub struct ExecSpec {
+    /// What to run.
+    pub program: Program,
+    /// Working directory.
+    pub cwd: Option<String>,
+    /// Additional environment.
+    pub env: Vec<(String, String)>,
+    /// Standard input.
+    pub stdin: Bytes,
+    /// Killed after this long; the engine's default when absent.
+    pub timeout: Option<Duration>,
+}
+
+/// Runs a command to its end, its limit, or until `doomed`. Dropping this kills it.
+pub(crate) async fn run(
+    id: &SandboxId,
+    session: &Session,
+    spec: ExecSpec,
+    config: &EngineConfig,
+    doomed: &CancellationToken,
+) -> Result<ExecOutput, EngineError> {
+    let limit = spec.timeout.unwrap_or(config.exec_timeout);
+    let exec = Exec {
+        program: spec.program,
+        cwd: spec.cwd,
+        env: spec.env,
+        timeout_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+        output_limit: config.output_limit,
+        stdin: !spec.stdin.is_empty(),
+    };
+    // The guest enforces the limit; this is for a guest that does not.
+    let deadline = limit + config.agent_call_timeout;
+    let mut output = Output::default();
+    let ran = tokio::select! {
+        biased;
+        ran = tokio::time::timeout(deadline, session.exec(exec, spec.stdin, &mut output)) => Some(ran),
+        () = doomed.cancelled() => None,
+    };
+    let (id, output) = (id.clone(), Box::new(output));
+    match ran {
+        None => Err(EngineError::Destroyed { id, output }),
+        Some(Err(_)) => Err(EngineError::GuestTimeout { id, after: deadline, output }),
+        Some(Ok(Ok(ExecExit { timed_out: true, .. }))) => {
+            Err(EngineError::ExecTimeout { after: limit, output })
+        }
+        Some(Ok(Ok(exit))) => {
+            Ok(ExecOutput { output: *output, exit_code: exit.exit_code, duration_us: exit.duration_us })
+        }
+        Some(Ok(Err(AgentError::TooLong(reason)))) => Err(EngineError::BadRequest(reason)),
+        Some(Ok(Err(AgentError::Timeout(after)))) => Err(EngineError::GuestTimeout { id, after, output }),
+        Some(Ok(Err(AgentError::Gone(reason)))) => Err(EngineError::GuestGone { id, reason, output }),
+        Some(Ok(Err(AgentError::Refused(words)))) => {
+            let reason = format!(
+                "its agent refused the command: {}",
+                words.chars().take(AGENT_WORDS).collect::<String>()
+            );
+            Err(EngineError::GuestGone { id, reason, output })
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! The table of sandboxes: those that exist, and the ids of those that did.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use manta_api::{SandboxId, SandboxInfo};
+
+use crate::sandbox::Handle;
+
+/// Destroyed sandboxes remembered, so that a second destroy is told from an unknown id.
+const REMEMBERED: usize = 10_000;
+
+#[derive(Debug, Default)]
+pub(crate) struct Table(Mutex<Entries>);
+
+#[derive(Debug, Default)]
+struct Entries {
+    sandboxes: HashMap<SandboxId, Handle>,
+    destroyed: HashSet<SandboxId>,
+    destroyed_order: VecDeque<SandboxId>,
+}
+
+impl Table {
+    /// Adds the sandbox that `start` starts: its task reports its end here, so it must be in the table
+    /// before it can end.
+    pub(crate) fn insert(&self, id: &SandboxId, start: impl FnOnce() -> Handle) -> Handle {
+        let mut entries = self.lock();
+        let handle = start();
+        entries.sandboxes.insert(id.clone(), handle.clone());
+        handle
+    }
+
+    pub(crate) fn get(&self, id: &SandboxId) -> Option<Handle> {
+        self.lock().sandboxes.get(id).cloned()
+    }
+
+    /// Whether there was such a sandbox, not too long ago.
+    pub(crate) fn was_destroyed(&self, id: &SandboxId) -> bool {
+        self.lock().destroyed.contains(id)
+    }
+
+    /// A sandbox is gone, with all it used.
+    pub(crate) fn ended(&self, id: &SandboxId) {
+        let mut entries = self.lock();
+        entries.sandboxes.remove(id);
+        if entries.destroyed.insert(id.clone()) {
+            entries.destroyed_order.push_back(id.clone());
+        }
+        if entries.destroyed_order.len() > REMEMBERED
+            && let Some(oldest) = entries.destroyed_order.pop_front()
+        {
+            entries.destroyed.remove(&oldest);
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().sandboxes.len()
+    }
+
+    /// All of them, oldest first.
+    pub(crate) fn infos(&self) -> Vec<SandboxInfo> {
+        let mut infos: Vec<_> = self.lock().sandboxes.values().map(Handle::info).collect();
+        infos.sort_by(|a, b| (a.created_unix_s, &a.id).cmp(&(b.created_unix_s, &b.id)));
+        infos
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
