@@ -2,12 +2,13 @@
 //! VMMs get descriptors, not paths, so only the files' own permissions count.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use manta_host::disk::ensure_empty_ext4;
 
 use crate::config::EngineConfig;
+use crate::dirs::make_dir;
 use crate::error::{StartError, chain};
 
 /// Checked, ready to use.
@@ -38,13 +39,6 @@ impl Artifacts {
         remove_others(&dir, &[&initramfs, &empty_disk]);
         Ok(Self { kernel: config.kernel.clone(), rootfs: config.rootfs.clone(), initramfs, empty_disk })
     }
-}
-
-/// A directory that others may pass through but not list.
-pub(crate) fn make_dir(path: &Path) -> Result<(), StartError> {
-    let failed = |source| StartError::Path { action: "make directory", path: path.to_owned(), source };
-    fs::create_dir_all(path).map_err(failed)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o711)).map_err(failed)
 }
 
 fn check(path: &Path) -> Result<(), StartError> {

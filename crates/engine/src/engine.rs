@@ -1,7 +1,6 @@
 //! The way in: a table of sandboxes and what they share.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,19 +8,20 @@ use manta_api::{SandboxId, SandboxInfo, SandboxState};
 use manta_host::disk::{CloneMode, reflink_supported};
 use manta_host::lock::{ServerLock, WorkDirLock};
 use manta_host::net::{GUEST, HostNetwork};
-use manta_host::random::random_bytes;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::agent::ExecOutput;
-use crate::artifacts::{Artifacts, make_dir};
+use crate::artifacts::Artifacts;
 use crate::config::EngineConfig;
+use crate::confine::Confinement;
+use crate::dirs::{make_dir, sandboxes};
 use crate::error::{EngineError, StartError};
 use crate::exec::ExecSpec;
-use crate::resources::Confinement;
 use crate::sandbox::Handle;
+use crate::shared::{Shared, random};
 use crate::slots::Slots;
 use crate::sweep::sweep;
 use crate::table::Table;
@@ -33,28 +33,10 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Engine {
     shared: Shared,
+    table: Arc<Table>,
     capacity: Arc<Semaphore>,
     degraded: Vec<String>,
     _locks: (ServerLock, WorkDirLock),
-}
-
-/// What all sandboxes share.
-#[derive(Debug, Clone)]
-pub(crate) struct Shared {
-    pub(crate) config: Arc<EngineConfig>,
-    pub(crate) artifacts: Arc<Artifacts>,
-    pub(crate) confinement: Confinement,
-    pub(crate) slots: Arc<Slots>,
-    pub(crate) table: Arc<Table>,
-    pub(crate) tasks: TaskTracker,
-    /// Cancelled when the engine shuts down.
-    pub(crate) stop: CancellationToken,
-}
-
-impl Shared {
-    pub(crate) fn sandbox_dir(&self, id: &SandboxId) -> PathBuf {
-        sandboxes_dir(&self.config).join(id.as_str())
-    }
 }
 
 /// What a shutdown left undone.
@@ -72,7 +54,7 @@ impl Engine {
     /// Whatever of the settings or the host would keep sandboxes from working.
     pub fn start(config: EngineConfig) -> Result<Self, StartError> {
         make_dir(&config.work_dir)?;
-        make_dir(&sandboxes_dir(&config))?;
+        make_dir(&sandboxes(&config))?;
         let work_dir_lock =
             WorkDirLock::acquire(&config.work_dir).map_err(StartError::host("lock the work directory"))?;
         let server_lock = ServerLock::acquire()
@@ -84,8 +66,7 @@ impl Engine {
                 return Err(StartError::NoReflink(config.work_dir.clone()));
             }
         }
-        sweep(&sandboxes_dir(&config))
-            .map_err(StartError::host("remove what a killed server left behind"))?;
+        sweep(&sandboxes(&config)).map_err(StartError::host("remove what a killed server left behind"))?;
         let artifacts = Artifacts::prepare(&config)?;
         let host = HostNetwork::set_up(config.egress.as_deref())
             .map_err(StartError::host("set up the host's side of the sandboxes' network"))?;
@@ -109,12 +90,11 @@ impl Engine {
             artifacts: Arc::new(artifacts),
             confinement,
             slots: slots.clone(),
-            table: Arc::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
         shared.tasks.spawn(slots.keep_full(shared.stop.clone()));
-        Ok(Self { shared, capacity, degraded, _locks: (server_lock, work_dir_lock) })
+        Ok(Self { shared, table: Arc::default(), capacity, degraded, _locks: (server_lock, work_dir_lock) })
     }
 
     /// A new sandbox, ready for commands. Dropping this takes apart what was begun.
@@ -142,7 +122,7 @@ impl Engine {
         };
         let (created, outcome) = oneshot::channel();
         let shared = self.shared.clone();
-        let handle = self.shared.table.insert(&id, || Handle::start(info, shared, permit, created));
+        let handle = self.table.insert(&id, |ended| Handle::start(info, shared, permit, created, ended));
         let guard = handle.leave_on_drop();
         outcome.await.unwrap_or(Err(EngineError::ShuttingDown))?;
         guard.disarm();
@@ -172,7 +152,7 @@ impl Engine {
                 handle.destroy().await;
                 Ok(())
             }
-            Err(_) if self.shared.table.was_destroyed(id) => Ok(()),
+            Err(_) if self.table.was_destroyed(id) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -180,7 +160,7 @@ impl Engine {
     /// All sandboxes, oldest first.
     #[must_use]
     pub fn list(&self) -> Vec<SandboxInfo> {
-        self.shared.table.infos()
+        self.table.infos()
     }
 
     /// What is not as it should be, and what to do about it.
@@ -202,7 +182,7 @@ impl Engine {
         self.shared.stop.cancel();
         self.shared.tasks.close();
         if tokio::time::timeout(SHUTDOWN_LIMIT, self.shared.tasks.wait()).await.is_err() {
-            let left = self.shared.table.len();
+            let left = self.table.len();
             report.problems.push(format!("{left} sandboxes did not end in time"));
         }
         match self.shared.slots.close().await.map(Arc::try_unwrap) {
@@ -219,16 +199,6 @@ impl Engine {
     }
 
     fn handle(&self, id: &SandboxId) -> Result<Handle, EngineError> {
-        self.shared.table.get(id).ok_or_else(|| EngineError::NotFound(id.clone()))
+        self.table.get(id).ok_or_else(|| EngineError::NotFound(id.clone()))
     }
-}
-
-/// Random bytes from the kernel.
-pub(crate) fn random<const N: usize>() -> Result<[u8; N], EngineError> {
-    random_bytes()
-        .map_err(|error| EngineError::Host { stage: "reading random bytes", reason: error.to_string() })
-}
-
-fn sandboxes_dir(config: &EngineConfig) -> PathBuf {
-    config.work_dir.join("sandboxes")
 }

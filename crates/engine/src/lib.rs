@@ -6,12 +6,15 @@
 mod agent;
 mod artifacts;
 mod config;
+mod confine;
+mod dirs;
 mod engine;
 mod error;
 mod exec;
 mod lifecycle;
 mod resources;
 mod sandbox;
+mod shared;
 mod slots;
 mod sweep;
 mod table;

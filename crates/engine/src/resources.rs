@@ -1,76 +1,29 @@
 //! What one sandbox uses on the host: acquired step by step, given back in the opposite order,
 //! whatever step was reached. Owned by the sandbox's task; see [`crate::sandbox`].
 
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{fs, io};
 
 use manta_agent_proto::Network;
 use manta_api::SandboxId;
 use manta_host::disk::clone_file;
 use manta_host::net::NetSlot;
 use manta_host::process::Credentials;
-use manta_vmm::{MicroVm, Place, VmSpec, VmmError, VmmInfo, VmmKind};
+use manta_vmm::{MicroVm, Place, VmSpec, VmmError};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::agent::{End, Session};
-use crate::engine::{Shared, random};
+use crate::dirs::remove_dir;
 use crate::error::{EngineError, chain};
-
-/// First user id of VMMs: above every range that systemd's conventions assign
-/// (<https://systemd.io/UIDS-GIDS/>), one for each slot.
-const UID_BASE: u32 = 0x7000_0000;
+use crate::shared::{Shared, random};
 
 /// A dead VMM's sockets close this long, at most, before its end is seen.
 const DYING: Duration = Duration::from_millis(500);
-
-/// Whom VMMs run as.
-#[derive(Debug, Clone)]
-pub(crate) struct Confinement {
-    /// Groups that give access to the devices the VMM opens itself.
-    groups: Vec<u32>,
-    /// Why VMMs have to stay root, when they have.
-    pub(crate) root_because: Option<String>,
-}
-
-impl Confinement {
-    /// Looks at the devices that `vmm` opens: whether an ordinary user in the right group may.
-    pub(crate) fn for_vmm(vmm: &VmmInfo) -> Self {
-        let mut devices = Vec::new();
-        if vmm.accelerator == manta_vmm::Accelerator::Kvm {
-            devices.push("/dev/kvm");
-        }
-        if vmm.kind == VmmKind::Firecracker {
-            devices.push("/dev/net/tun");
-        }
-        let mut groups = Vec::new();
-        for device in devices {
-            match fs::metadata(device) {
-                Ok(found) if found.mode() & 0o006 == 0o006 => {}
-                Ok(found) if found.mode() & 0o060 == 0o060 && found.gid() != 0 => groups.push(found.gid()),
-                _ => {
-                    let reason = format!(
-                        "{device} is open to root only, so {} runs as root; `chmod 666 {device}`, or give it \
-                         to a group, to confine it",
-                        vmm.kind
-                    );
-                    return Self { groups: Vec::new(), root_because: Some(reason) };
-                }
-            }
-        }
-        Self { groups, root_because: None }
-    }
-
-    /// User and group for the VMM in slot `index`.
-    pub(crate) fn credentials(&self, index: u16) -> Credentials {
-        let id = if self.root_because.is_some() { 0 } else { UID_BASE + u32::from(index) };
-        Credentials { uid: id, gid: id, groups: self.groups.clone() }
-    }
-}
 
 /// What ended, and why.
 #[derive(Debug)]
@@ -277,14 +230,6 @@ impl Drop for Resources {
             drop(self.vm.take());
             let _ = remove_dir(&dir);
         }
-    }
-}
-
-/// Removes a sandbox's directory; one that is not there is fine.
-pub(crate) fn remove_dir(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 

@@ -10,11 +10,11 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::agent::ExecOutput;
-use crate::engine::Shared;
 use crate::error::EngineError;
 use crate::exec::{self, ExecSpec};
 use crate::lifecycle::takes_commands;
 use crate::resources::{Death, Resources};
+use crate::shared::Shared;
 
 /// A connection that is lost sooner than this after it was made is not made again.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(5);
@@ -34,12 +34,13 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
-    /// Starts the task of a new sandbox; `created` gets the outcome.
+    /// Starts the task of a new sandbox; `created` gets the outcome, `ended` is called when it is gone.
     pub(crate) fn start(
         info: SandboxInfo,
         shared: Shared,
         permit: OwnedSemaphorePermit,
         created: Answer<()>,
+        ended: Box<dyn FnOnce() + Send>,
     ) -> Self {
         let id = info.id.clone();
         let (asks, queue) = mpsc::channel(64);
@@ -57,7 +58,7 @@ impl Handle {
             _permit: permit,
         };
         let tracker = task.shared.tasks.clone();
-        tracker.spawn(task.live(created));
+        tracker.spawn(task.live(created, ended));
         Self { asks, info: info_receiver, leave }
     }
 
@@ -104,7 +105,7 @@ struct Task {
 }
 
 impl Task {
-    async fn live(mut self, created: Answer<()>) {
+    async fn live(mut self, created: Answer<()>, ended: Box<dyn FnOnce() + Send>) {
         match self.bring_up().await {
             Ok(()) => {
                 let (pid, address) = (self.resources.pid(), self.resources.host_address());
@@ -117,12 +118,12 @@ impl Task {
                 let _ = created.send(Ok(()));
                 self.serve().await;
                 self.drain().await;
-                self.end(false).await;
+                self.end(false, ended).await;
             }
             Err(error) => {
                 warn!(sandbox_id = %self.id, %error, "not created");
                 let keep = self.shared.config.keep_failed && matches!(error, EngineError::BootFailed { .. });
-                self.end(keep).await;
+                self.end(keep, ended).await;
                 let _ = created.send(Err(error));
             }
         }
@@ -231,13 +232,13 @@ impl Task {
         self.resources.tear_down(&self.id, &self.shared, false).await;
     }
 
-    async fn end(&mut self, keep_dir: bool) {
+    async fn end(&mut self, keep_dir: bool, ended: Box<dyn FnOnce() + Send>) {
         self.info.send_modify(|info| info.state = SandboxState::Stopping);
         self.doomed.cancel();
         self.execs.close();
         self.execs.wait().await;
         self.resources.tear_down(&self.id, &self.shared, keep_dir).await;
-        self.shared.table.ended(&self.id);
+        ended();
         self.queue.close();
         while let Some((_, answer)) = self.queue.recv().await {
             let _ = answer.send(Err(not_running(&self.info.borrow())));

@@ -10,7 +10,7 @@ use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use crate::resources::Confinement;
+use crate::confine::Confinement;
 
 /// Indices a slot can have; the address pairs of 198.18.0.0/15 would allow more.
 const INDICES: u16 = 16_384;

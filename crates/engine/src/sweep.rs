@@ -9,7 +9,7 @@ use manta_host::net::sweep_network;
 use manta_host::process::processes_in;
 use tracing::info;
 
-use crate::resources::remove_dir;
+use crate::dirs::remove_dir;
 
 /// How long a killed VMM may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);

@@ -1,7 +1,7 @@
 //! The table of sandboxes: those that exist, and the ids of those that did.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use manta_api::{SandboxId, SandboxInfo};
 
@@ -21,11 +21,16 @@ struct Entries {
 }
 
 impl Table {
-    /// Adds the sandbox that `start` starts: its task reports its end here, so it must be in the table
-    /// before it can end.
-    pub(crate) fn insert(&self, id: &SandboxId, start: impl FnOnce() -> Handle) -> Handle {
+    /// Adds the sandbox that `start` starts, and hands it what to call when it is gone: it must be in the
+    /// table before that.
+    pub(crate) fn insert(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        start: impl FnOnce(Box<dyn FnOnce() + Send>) -> Handle,
+    ) -> Handle {
+        let (table, ended) = (self.clone(), id.clone());
         let mut entries = self.lock();
-        let handle = start();
+        let handle = start(Box::new(move || table.ended(&ended)));
         entries.sandboxes.insert(id.clone(), handle.clone());
         handle
     }
@@ -40,7 +45,7 @@ impl Table {
     }
 
     /// A sandbox is gone, with all it used.
-    pub(crate) fn ended(&self, id: &SandboxId) {
+    fn ended(&self, id: &SandboxId) {
         let mut entries = self.lock();
         entries.sandboxes.remove(id);
         if entries.destroyed.insert(id.clone()) {

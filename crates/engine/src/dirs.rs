@@ -1,0 +1,28 @@
+//! Directories below the work directory: made, named, removed.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use crate::config::EngineConfig;
+use crate::error::StartError;
+
+/// Each sandbox has a directory in this one, under its id.
+pub(crate) fn sandboxes(config: &EngineConfig) -> PathBuf {
+    config.work_dir.join("sandboxes")
+}
+
+/// A directory that others may pass through but not list.
+pub(crate) fn make_dir(path: &Path) -> Result<(), StartError> {
+    let failed = |source| StartError::Path { action: "make directory", path: path.to_owned(), source };
+    fs::create_dir_all(path).map_err(failed)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o711)).map_err(failed)
+}
+
+/// Removes a sandbox's directory; one that is not there is fine.
+pub(crate) fn remove_dir(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

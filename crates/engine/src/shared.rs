@@ -1,0 +1,40 @@
+//! What all sandboxes of an engine share.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use manta_api::SandboxId;
+use manta_host::random::random_bytes;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::artifacts::Artifacts;
+use crate::config::EngineConfig;
+use crate::confine::Confinement;
+use crate::dirs::sandboxes;
+use crate::error::EngineError;
+use crate::slots::Slots;
+
+/// What all sandboxes share.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared {
+    pub(crate) config: Arc<EngineConfig>,
+    pub(crate) artifacts: Arc<Artifacts>,
+    pub(crate) confinement: Confinement,
+    pub(crate) slots: Arc<Slots>,
+    pub(crate) tasks: TaskTracker,
+    /// Cancelled when the engine shuts down.
+    pub(crate) stop: CancellationToken,
+}
+
+impl Shared {
+    pub(crate) fn sandbox_dir(&self, id: &SandboxId) -> PathBuf {
+        sandboxes(&self.config).join(id.as_str())
+    }
+}
+
+/// Random bytes from the kernel.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], EngineError> {
+    random_bytes()
+        .map_err(|error| EngineError::Host { stage: "reading random bytes", reason: error.to_string() })
+}
