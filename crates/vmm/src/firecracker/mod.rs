@@ -125,8 +125,8 @@ mod tests {
 
     #[test]
     fn instance_id_keeps_what_firecracker_allows() {
-        assert_eq!(instance_id(Path::new("/work/sb-0123")), "sb-0123");
-        assert_eq!(instance_id(Path::new("/work/a_b.ü c")), "abc");
+        assert_eq!(instance_id(Path::new("/var/lib/manta/sb-0123")), "sb-0123");
+        assert_eq!(instance_id(Path::new("/var/lib/manta/a_b.ü c")), "abc");
         assert_eq!(instance_id(Path::new("/")), "vm");
         assert_eq!(instance_id(Path::new(&"x".repeat(99))).len(), 64);
     }
