@@ -324,7 +324,7 @@ fn commands_start_with_clean_signals_and_descriptors_in_their_own_group() {
     // What whoever runs the tests ignores is inherited; a guest's kernel hands down nothing.
     let own = sets(&std::fs::read_to_string("/proc/self/status").unwrap());
     let inherited = own.iter().find(|(name, _)| name == "SigIgn").unwrap().1;
-    for (name, set) in sets(&outcome.stdout()) {
+    for (name, set) in sets(outcome.stdout()) {
         // 32 and 33 are the C library's own.
         assert_eq!(set & !(inherited | 3 << 31), 0, "{name}");
     }
