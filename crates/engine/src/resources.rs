@@ -12,7 +12,7 @@ use manta_api::SandboxId;
 use manta_host::disk::clone_file;
 use manta_host::net::NetSlot;
 use manta_host::process::Credentials;
-use manta_vmm::{MicroVm, Place, VmSpec, VmmError};
+use manta_vmm::{Exit, MicroVm, Place, VmSpec, VmmError};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -144,12 +144,15 @@ impl Resources {
         let (vm, session) = (self.vm.clone(), self.session.clone());
         async move {
             let (Some(vm), Some(session)) = (vm, session) else { return std::future::pending().await };
+            let ended = |exit: Exit| {
+                Death::Vmm(format!("the VMM ended with {}{}", exit.status, quote(&exit.console)))
+            };
             tokio::select! {
-                exit = vm.exited() => Death::Vmm(format!("the VMM ended with {}", exit.status)),
+                exit = vm.exited() => ended(exit),
                 end = session.ended() => {
                     // The VMM's own end explains more, and comes a moment later.
                     match tokio::time::timeout(DYING, vm.exited()).await {
-                        Ok(exit) => Death::Vmm(format!("the VMM ended with {}", exit.status)),
+                        Ok(exit) => ended(exit),
                         Err(_) => Death::Session(end),
                     }
                 }
@@ -256,11 +259,16 @@ async fn explain(error: EngineError, vm: &dyn MicroVm) -> EngineError {
         }
         Err(_) => vm.console().await,
     };
-    if !console.trim().is_empty() {
-        reason.push_str("; console: ");
-        reason.push_str(&last_lines(&console, 8));
-    }
+    reason.push_str(&quote(&console));
     EngineError::BootFailed { stage, reason }
+}
+
+/// The last words on a console, as part of a message.
+fn quote(console: &str) -> String {
+    match last_lines(console, 8) {
+        words if words.is_empty() => words,
+        words => format!("; console: {words}"),
+    }
 }
 
 fn last_lines(text: &str, count: usize) -> String {

@@ -1,5 +1,6 @@
-//! One run of the lab: QEMU with the disks and the ports, the wait for its word that it is ready (with one
-//! retry, since the emulated machine now and then hangs on its way up), and the job's output as it comes.
+//! One run of the lab: QEMU with the disks and the ports, the wait for its word that it is ready, and the job's
+//! output as it comes. The emulated machine itself now and then hangs on its way up, or its kernel panics under
+//! nested guests: then, and only then, it is booted again and the job begins anew. What a job answers counts.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -22,7 +23,8 @@ use crate::progress::Step;
 
 /// A boot takes 4–8 s; one that takes this long has hung.
 const READY_LIMIT: Duration = Duration::from_secs(90);
-const BOOTS: u32 = 2;
+/// Boots, in all, before the lab is given up.
+const BOOTS: u32 = 3;
 /// From the job's end to the end of the machine.
 const OFF_LIMIT: Duration = Duration::from_secs(30);
 const MEMORY: &str = "6G";
@@ -40,15 +42,19 @@ pub(super) fn run(
 ) -> Result<u8> {
     for boot in 1..=BOOTS {
         let step = Step::begin("lab", "booting the emulated KVM host");
-        let Some((machine, uptime)) = Machine::boot(image, payload)? else {
-            let what = if boot < BOOTS { "one more try" } else { "giving up" };
-            eprintln!("lab: not ready after {} s: the emulated machine hung; {what}", READY_LIMIT.as_secs());
-            continue;
+        let died = match Machine::boot(image, payload)? {
+            None => format!("not ready after {} s: the emulated machine hung", READY_LIMIT.as_secs()),
+            Some((machine, uptime)) => {
+                step.done(format_args!("up, after {uptime} s by its own clock"));
+                match machine.run_job(keep, limit, &mut look)? {
+                    Some(status) => return Ok(status),
+                    None => "the emulated machine died under the job, which had not ended".to_owned(),
+                }
+            }
         };
-        step.done(format_args!("up, after {uptime} s by its own clock"));
-        return machine.run_job(keep, limit, &mut look);
+        eprintln!("lab: {died}; {}", if boot < BOOTS { "booting it again" } else { "giving up" });
     }
-    bail!("the lab did not come up in {BOOTS} tries; the end of its console is above")
+    bail!("the lab broke down {BOOTS} times; the ends of its console are above")
 }
 
 /// A lab that is up, on the point of running its job.
@@ -109,8 +115,13 @@ impl Machine {
         }
     }
 
-    /// Runs the job to its end, and the shell after it.
-    fn run_job(mut self, keep: bool, limit: Duration, look: &mut (impl FnMut(&str) + Send)) -> Result<u8> {
+    /// Runs the job to its end, and the shell after it. None when the machine ended before its job.
+    fn run_job(
+        mut self,
+        keep: bool,
+        limit: Duration,
+        look: &mut (impl FnMut(&str) + Send),
+    ) -> Result<Option<u8>> {
         let (stdout, mut stderr) = (self.ports.stdout.try_clone()?, self.ports.stderr.try_clone()?);
         thread::scope(|scope| {
             scope.spawn(|| show_lines(stdout, look));
@@ -122,7 +133,7 @@ impl Machine {
         })
     }
 
-    fn await_job(&mut self, keep: bool, limit: Duration) -> Result<u8> {
+    fn await_job(&mut self, keep: bool, limit: Duration) -> Result<Option<u8>> {
         let out = place::target().join("lab/out");
         let _ = fs::remove_dir_all(&out);
         place::ensure_dir(out.clone())?;
@@ -131,9 +142,13 @@ impl Machine {
         let mut tar =
             Group::spawn(tar.stdin(OwnedFd::from(self.ports.files.try_clone()?)).stderr(Stdio::null()))?;
 
-        let Some(status) = self.status_line("exit ", Instant::now() + limit)? else {
+        let deadline = Instant::now() + limit;
+        let Some(status) = self.status_line("exit ", deadline)? else {
             self.show_console();
-            bail!("the lab died, or its job took longer than {} s (see --limit-s)", limit.as_secs());
+            if Instant::now() < deadline {
+                return Ok(None);
+            }
+            bail!("the job took longer than {} s (see --limit-s)", limit.as_secs());
         };
         let status = status.parse().context("the lab's exit status")?;
         if !tar.wait()?.success() {
@@ -145,7 +160,7 @@ impl Machine {
         if self.qemu.await_event(None, Some(Instant::now() + OFF_LIMIT))? == Event::TimedOut {
             eprintln!("lab: the emulated machine did not switch itself off; it is killed");
         }
-        Ok(status)
+        Ok(Some(status))
     }
 
     /// What follows `mark` on the next line of the status port; none when the machine ends, says something

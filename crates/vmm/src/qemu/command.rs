@@ -32,8 +32,9 @@ pub(super) fn args(spec: &VmSpec, accelerator: Accelerator, tsc_khz: Option<u64>
         Accelerator::Tcg => {
             // TCG's TSC ticks like the host's. A guest left to measure it against the emulated timer of a busy
             // host fails at times, and then hangs.
+            // One that checks it against that timer later falls back to jiffies, a clock of 4 ms steps.
             if let Some(khz) = tsc_khz {
-                kernel_args.push_str(&format!(" tsc_early_khz={khz}"));
+                kernel_args.push_str(&format!(" tsc_early_khz={khz} tsc=reliable"));
             }
             (format!("tcg,thread=multi,tb-size={TRANSLATIONS_MIB}"), "max")
         }
