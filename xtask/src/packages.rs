@@ -12,7 +12,7 @@ use crate::process::{answers, capture, run_quietly};
 use crate::progress::{Step, skipped};
 
 /// To run sandboxes: file systems for the writable disks. QEMU comes on top, see [`QEMU`].
-const RUN: &[&str] = &["ca-certificates", "e2fsprogs"];
+const RUN: &[&str] = &["ca-certificates", "curl", "e2fsprogs"];
 /// To build the guest artifacts: `manta_image::DEBIAN_PACKAGES` (a test keeps the two equal; depending on that
 /// crate would make every `cargo xtask` wait for its dependencies).
 const IMAGE: &[&str] = &[
@@ -30,7 +30,7 @@ const IMAGE: &[&str] = &[
 /// To fetch Firecracker.
 const FIRECRACKER: &[&str] = &["python3-pip"];
 /// To run the tests here: `nft` shows what the server did; `mkfs.xfs` makes a work directory with reflinks.
-const TEST: &[&str] = &["iproute2", "nftables", "procps", "xfsprogs"];
+const TEST: &[&str] = &["git", "iproute2", "nftables", "procps", "xfsprogs"];
 /// To make the emulated KVM host.
 const LAB: &[&str] = &["busybox-static", "cpio", "kmod", "mmdebstrap", "util-linux"];
 /// The one package whose version matters: up to 7.2, TCG translates every program anew.

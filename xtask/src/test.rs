@@ -19,7 +19,7 @@ pub(crate) struct Options {
     /// Leave the emulated KVM host out
     #[arg(long)]
     native_only: bool,
-    /// Only the tests whose names contain this
+    /// Of the native tests only those whose names contain this
     filter: Option<String>,
 }
 

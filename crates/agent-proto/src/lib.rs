@@ -22,7 +22,8 @@ pub const PROTOCOL_VERSION: u32 = 1;
 /// Name of the virtio-serial port, as the guest finds it in `/sys/class/virtio-ports/*/name`.
 pub const PORT_NAME: &str = "manta.agent";
 
-/// vsock port on which the agent listens unless told otherwise.
+/// vsock port on which the agent listens, and which it calls on the host when it is up, unless told
+/// otherwise.
 pub const DEFAULT_VSOCK_PORT: u32 = 5252;
 
 /// Kernel command line parameter that tells the agent its vsock port.

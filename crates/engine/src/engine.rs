@@ -75,8 +75,8 @@ impl Engine {
         let mut degraded = Vec::new();
         if config.egress.is_none() {
             degraded.push(
-                "no egress: this host has no default route, so sandboxes reach no network; \
-                 set MANTA_HOST_IFACE to give them one"
+                "no egress: sandboxes reach no network; give the host a default route, or name an interface \
+                 in MANTA_HOST_IFACE"
                     .to_owned(),
             );
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use manta_agent_proto::Network;
-use manta_api::SandboxId;
+use manta_api::{SandboxId, SandboxState};
 use manta_host::disk::clone_file;
 use manta_host::net::NetSlot;
 use manta_host::process::Credentials;
@@ -281,7 +281,7 @@ fn left(id: &SandboxId, shared: &Shared) -> EngineError {
     if shared.stop.is_cancelled() {
         EngineError::ShuttingDown
     } else {
-        EngineError::Destroyed { id: id.clone(), output: Box::default() }
+        EngineError::NotRunning { id: id.clone(), state: SandboxState::Stopped, reason: None }
     }
 }
 

@@ -34,6 +34,6 @@ mod tap;
 
 pub use addresses::{ALWAYS_DENIED, GUEST, GUEST_MAC, GuestNet, Ipv4Range, SLOT_RANGE};
 pub use error::{NetError, NftError};
-pub use host::{HostNetwork, detect_egress};
+pub use host::{HostNetwork, detect_egress, interface_exists};
 pub use slot::NetSlot;
 pub use sweep::sweep_network;

@@ -85,6 +85,18 @@ fn it_runs_as_whom_it_is_told() {
 }
 
 #[test]
+fn its_program_may_lie_where_its_user_may_not_look() {
+    let (dir, private) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let program = private.path().join("true");
+    std::fs::copy("/bin/true", &program).unwrap();
+    let credentials = Credentials { uid: 4242, gid: 4343, groups: Vec::new() };
+    let (args, fds) = (&[], Vec::new());
+    let spawn =
+        Spawn { program: &program, args, dir: dir.path(), netns: None, credentials: &credentials, fds };
+    output_of(&Process::spawn(spawn).unwrap());
+}
+
+#[test]
 fn it_runs_in_the_namespace_it_is_given() {
     let dir = tempfile::tempdir().unwrap();
     let netns = NetNs::create().unwrap();

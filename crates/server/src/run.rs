@@ -181,9 +181,7 @@ fn egress(setting: &str) -> Result<Option<String>, ServerError> {
     match setting {
         "auto" => Ok(net::detect_egress()),
         "none" => Ok(None),
-        name if Path::new("/sys/class/net").join(name).exists() && !name.contains('/') => {
-            Ok(Some(name.to_owned()))
-        }
+        name if net::interface_exists(name) => Ok(Some(name.to_owned())),
         name => Err(ServerError::Setting(format!(
             "MANTA_HOST_IFACE: there is no interface {name:?}; name one, or use auto or none"
         ))),

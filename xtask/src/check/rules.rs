@@ -17,7 +17,8 @@ const SELF: &str = file!();
 pub(super) fn broken() -> Result<Vec<String>> {
     let names = capture(
         Command::new("git")
-            .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+            // The checkout may be another user's.
+            .args(["-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"])
             .current_dir(place::root()),
     )
     .context("cannot list the files of the checkout")?;

@@ -49,6 +49,42 @@ fn a_sandbox_is_listed_with_its_process_and_addresses() {
 }
 
 #[test]
+fn doctor_tells_what_is_missing_and_what_to_do() {
+    let _host = Host::enter();
+    let doctor = |settings: &[(&'static str, std::ffi::OsString)]| {
+        let mut command = Command::new(crate::harness::binary());
+        command.args(["doctor", "--json"]).envs(crate::harness::artifacts()).envs(settings.iter().cloned());
+        let run = command.output().expect("run doctor");
+        let report: Value = serde_json::from_slice(&run.stdout).expect("one JSON object on stdout");
+        (run.status.success(), report)
+    };
+    let (works, report) = doctor(&[]);
+    assert!(works, "{report:#}");
+    assert!(
+        ["usable", "unusable", "absent"].contains(&report["kvm"]["verdict"].as_str().expect("a verdict"))
+    );
+    let expected = std::env::var("MANTA_TEST_VMM").unwrap_or_else(|_| "qemu".into());
+    assert_eq!(report["vmm"], expected, "it chooses what the server runs on");
+    let finding = |report: &Value, check: &str| {
+        let findings = report["findings"].as_array().expect("findings");
+        findings.iter().find(|finding| finding["check"] == check).expect(check).clone()
+    };
+    for check in
+        ["kvm", "namespaces", "network", "egress", "kernel", "rootfs", "agent", "work dir", "cgroups"]
+    {
+        finding(&report, check);
+    }
+    assert_eq!(finding(&report, "network")["level"], "ok");
+    assert_eq!(finding(&report, "egress")["found"], "up0");
+
+    let (works, report) = doctor(&[("MANTA_KERNEL_PATH", "/no/such/file".into())]);
+    assert!(!works);
+    let kernel = finding(&report, "kernel");
+    assert_eq!(kernel["level"], "error");
+    assert!(kernel["advice"].as_str().expect("advice").contains("manta image build"), "{kernel}");
+}
+
+#[test]
 fn the_openapi_document_is_the_golden_one() {
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../openapi/manta.json");
     let generated = manta_server::openapi();
@@ -74,7 +110,7 @@ fn the_openapi_document_is_the_golden_one() {
 fn the_benchmark_measures_this_server_and_leaves_nothing() {
     let _host = Host::enter();
     let server = Server::start();
-    let binary = std::env::var_os("MANTA_TEST_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_manta").into());
+    let binary = crate::harness::binary();
     let endpoint = format!("http://{}", server.address);
     let bench = |cmd: &str| {
         Command::new(&binary)

@@ -97,7 +97,7 @@ fn a_sandbox_being_created_takes_no_commands_and_can_be_destroyed_at_once() {
         let id = info["id"].as_str().expect("an id");
         server.post("/exec", &json!({"sandbox_id": id, "cmd": "true"})).error(409, "sandbox_not_running");
         server.destroy(id).ok();
-        creating.join().expect("an answer").error(409, "sandbox_destroyed");
+        creating.join().expect("an answer").error(409, "sandbox_not_running");
     });
     assert_eq!(server.vmms(), [0u32; 0]);
     assert_eq!(server.sandbox_dirs(), 0);

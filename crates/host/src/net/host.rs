@@ -3,6 +3,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
 use super::error::all_or;
 use super::link::Links;
 use super::nft::Socket;
@@ -29,6 +31,14 @@ pub(super) struct Egress {
     pub(super) name: String,
     /// Whether it forwarded packets before the first server asked it to.
     pub(super) forwarded_before: bool,
+}
+
+/// Whether there is an interface of this name in the calling thread's namespace. (`/sys/class/net` shows that
+/// of whoever mounted it.)
+#[must_use]
+pub fn interface_exists(name: &str) -> bool {
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+    socket.is_ok_and(|socket| rustix::net::netdevice::name_to_index(socket, name).is_ok())
 }
 
 /// The interface of the IPv4 default route in the calling thread's namespace; `None` without such a route, or

@@ -156,6 +156,8 @@ fn become_program(
             check(SpawnStep::Fds, libc::syscall(libc::SYS_close_range, *first, *last, 0) as c_int)?;
         }
         check(SpawnStep::Dir, libc::chdir(child.dir.as_ptr()))?;
+        // While still root: the program may lie where the user may not search.
+        let program = libc::open(argv[0], libc::O_PATH | libc::O_CLOEXEC);
         check(SpawnStep::NoNewPrivs, libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         let set = libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr());
         check(SpawnStep::Credentials, set as c_int)?;
@@ -166,6 +168,10 @@ fn become_program(
         libc::sigprocmask(SIG_SETMASK, &none, ptr::null_mut());
         let environment = [ptr::null::<libc::c_char>()];
         libc::execve(argv[0], argv.as_ptr(), environment.as_ptr());
+        if last_errno() == Errno::ACCESS {
+            let (argv, environment) = (argv.as_ptr(), environment.as_ptr());
+            libc::syscall(libc::SYS_execveat, program, c"".as_ptr(), argv, environment, libc::AT_EMPTY_PATH);
+        }
     }
     Err((SpawnStep::Exec, last_errno()))
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use manta_host::mounts::{cgroups, filesystem_of};
-use manta_host::net::{HostNetwork, NetSlot, detect_egress};
+use manta_host::net::{HostNetwork, NetSlot, detect_egress, interface_exists};
 use manta_host::{NetNs, disk, facts};
 
 use super::{Finding, chain};
@@ -76,7 +76,7 @@ fn egress(setting: &str) -> Finding {
         name => Some(name.to_owned()),
     };
     match interface {
-        Some(name) if Path::new("/sys/class/net").join(&name).exists() => Finding::ok("egress", name),
+        Some(name) if interface_exists(&name) => Finding::ok("egress", name),
         Some(name) => Finding::error(
             "egress",
             format!("no interface {name}"),

@@ -28,6 +28,7 @@ use crate::error::ApiError;
         (status = 409, body = ErrorBody, description = "`sandbox_not_running` or `sandbox_destroyed`"),
         (status = 413, body = ErrorBody),
         (status = 415, body = ErrorBody),
+        (status = 503, body = ErrorBody, description = "`sandbox_busy`; see Retry-After"),
         (status = 502, body = ErrorBody, description = "`guest_gone`, with the output so far"),
         (status = 504, body = ErrorBody, description = "`exec_timeout` or `guest_timeout`, with the output so far"),
     )

@@ -17,6 +17,7 @@ use crate::error::ApiError;
     responses(
         (status = 200, body = CreateResponse),
         (status = 400, body = ErrorBody),
+        (status = 409, body = ErrorBody, description = "`sandbox_not_running`: destroyed before it was ready"),
         (status = 413, body = ErrorBody),
         (status = 415, body = ErrorBody),
         (status = 500, body = ErrorBody),

@@ -12,7 +12,7 @@ mod server;
 use std::time::Duration;
 
 pub(crate) use host::{DENIED, Host, INTERNET};
-pub(crate) use server::Server;
+pub(crate) use server::{Server, artifacts, binary};
 
 /// A deadline, stretched where everything is slower.
 pub(crate) fn scaled(seconds: u64) -> Duration {

@@ -213,11 +213,13 @@ pub(crate) fn vmms_in(dir: &Path) -> Vec<u32> {
         .collect()
 }
 
-fn binary() -> OsString {
+/// The binary under test.
+pub(crate) fn binary() -> OsString {
     std::env::var_os("MANTA_TEST_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_manta").into())
 }
 
-fn artifacts() -> Vec<(&'static str, OsString)> {
+/// Settings that name the guest artifacts.
+pub(crate) fn artifacts() -> Vec<(&'static str, OsString)> {
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../guest-artifacts");
     [
         ("MANTA_KERNEL_PATH", "vmlinux"),
