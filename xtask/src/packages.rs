@@ -33,9 +33,10 @@ const FIRECRACKER: &[&str] = &["python3-pip"];
 const TEST: &[&str] = &["git", "iproute2", "nftables", "procps", "xfsprogs"];
 /// To make the emulated KVM host.
 const LAB: &[&str] = &["busybox-static", "cpio", "kmod", "mmdebstrap", "util-linux"];
-/// The one package whose version matters: up to 7.2, TCG translates every program anew.
+/// The one package whose version matters: up to 7.2, TCG translates every program anew, and before 8.2 memory
+/// cannot be mapped from a read-only file. Of the version only the first number is looked at.
 const QEMU: &str = "qemu-system-x86";
-const QEMU_MIN_MAJOR: u32 = 8;
+const QEMU_MIN_MAJOR: u32 = 9;
 
 /// What packages are wanted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +83,7 @@ pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
         let suite = if candidate_major()? >= QEMU_MIN_MAJOR {
             None
         } else {
-            let suite = backports::ensure().context("Manta needs QEMU 8 or later")?;
+            let suite = backports::ensure().context("Manta needs QEMU 8.2 or later")?;
             step.say(format_args!(
                 "added {} and {} for {QEMU}, pinned so that nothing else comes from there",
                 backports::SOURCES,

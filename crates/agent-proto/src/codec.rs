@@ -96,7 +96,7 @@ mod tests {
     }
 
     fn hello(session: u64) -> Frame {
-        Frame::Hello(Hello { version: 1, session })
+        Frame::Hello(Hello { version: 1, session, resume: None })
     }
 
     /// Feeds in pieces of `piece` bytes; checks on the way that the buffer stays within its bound.

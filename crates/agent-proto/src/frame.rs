@@ -214,8 +214,11 @@ pub(crate) mod arbitrary {
     pub(crate) fn frame() -> impl Strategy<Value = Frame> {
         let id = any::<u32>();
         prop_oneof![
-            (any::<u32>(), any::<u64>())
-                .prop_map(|(version, session)| Frame::Hello(Hello { version, session })),
+            any::<(u32, u64, Option<u64>)>().prop_map(|(version, session, resume)| Frame::Hello(Hello {
+                version,
+                session,
+                resume
+            })),
             (id, request()).prop_map(|(id, request)| Frame::Request { id, request }),
             (id, reply()).prop_map(|(id, reply)| Frame::Reply { id, reply }),
             (id, channel(), bytes()).prop_map(|(id, channel, bytes)| Frame::Data { id, channel, bytes }),
@@ -233,6 +236,7 @@ pub(crate) mod arbitrary {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Adopt;
     use proptest::prelude::*;
 
     proptest! {
@@ -269,6 +273,15 @@ mod tests {
         assert_eq!(credit.to_bytes().unwrap(), [5, 1, 0, 0, 0, 2, 2, 1, 0, 0]);
         let ping = Frame::Request { id: 2, request: Request::Ping };
         assert_eq!(ping.to_bytes().unwrap(), b"\x01\x02\0\0\0\"ping\"");
+        let park = Frame::Request { id: 2, request: Request::Park };
+        assert_eq!(park.to_bytes().unwrap(), b"\x01\x02\0\0\0\"park\"");
+        let adopt = Adopt { entropy: vec![1, 255], unix_ns: 3, identity: None };
+        let adopt = Frame::Request { id: 2, request: Request::Adopt(adopt) };
+        let bytes = b"\x01\x02\0\0\0{\"adopt\":{\"entropy\":[1,255],\"unix_ns\":3}}";
+        assert_eq!(adopt.to_bytes().unwrap(), bytes);
+        let hello = |resume| Frame::Hello(Hello { version: 2, session: 1, resume }).to_bytes().unwrap();
+        assert_eq!(hello(None), b"\0\0\0\0\0{\"version\":2,\"session\":1}");
+        assert_eq!(hello(Some(7)), b"\0\0\0\0\0{\"version\":2,\"session\":1,\"resume\":7}");
         let from_a_newer_host = b"\x01\x02\0\0\0{\"exec\":{\"program\":{\"argv\":[\"ls\"]},\"timeout_ms\":1,\"output_limit\":2,\"new\":3}}";
         assert!(matches!(
             Frame::from_bytes(from_a_newer_host).unwrap(),

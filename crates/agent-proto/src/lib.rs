@@ -14,10 +14,10 @@ mod message;
 
 pub use codec::{Decoder, encode};
 pub use frame::{Channel, Frame, FrameError};
-pub use message::{Exec, ExecExit, Hello, Network, Program, Reply, Request};
+pub use message::{Adopt, Exec, ExecExit, Hello, Identity, Network, Program, Reply, Request};
 
 /// Version of everything in this crate. The two ends must agree; see [`Hello`].
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Name of the virtio-serial port, as the guest finds it in `/sys/class/virtio-ports/*/name`.
 pub const PORT_NAME: &str = "manta.agent";

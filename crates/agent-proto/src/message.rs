@@ -8,12 +8,19 @@ use serde::{Deserialize, Serialize};
 /// Opens a session. The host sends it first; the agent drops whatever it did for the previous
 /// session (running commands are killed), then answers with its own, which repeats `session`.
 /// The host ignores every byte before that answer. Different versions end the session.
+///
+/// A session that was parked ([`Request::Park`]) is not killed by this: it is resumed by who names it, with all
+/// its streams; for anybody else its commands run on, without anybody to read their output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// [`crate::PROTOCOL_VERSION`] of the sender.
     pub version: u32,
     /// Random, chosen by the host: tells this session's answer from a stale one.
     pub session: u64,
+    /// Host: the parked session to go on with. Agent: the same if it did, else none. The session stays parked
+    /// until the host has sent something more, so that a link that dies at once costs nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<u64>,
 }
 
 /// Opens a stream; answered by exactly one [`Reply`] on the same stream id, which ends it.
@@ -22,10 +29,38 @@ pub struct Hello {
 pub enum Request {
     /// Answered by [`Reply::Done`].
     Ping,
-    /// Sets address, default route, name servers and host name. Idempotent. [`Reply::Done`].
-    Configure(Network),
+    /// Makes the guest this sandbox and no other. Idempotent. [`Reply::Adopted`].
+    Adopt(Adopt),
+    /// Before a snapshot: writes what is cached to the disk, sends what is due, and then no more:
+    /// [`Reply::Done`] is the last frame. The link may end now without ending the session.
+    Park,
     /// Runs a command; its output comes as data frames on the same stream, then [`Reply::Exit`].
     Exec(Exec),
+}
+
+/// What makes a guest unlike every other that began as the same snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopt {
+    /// Random bytes of the host's, at least 32: credited to the kernel's generator, which is reseeded.
+    pub entropy: Vec<u8>,
+    /// The time by the host's wall clock when this was sent, nanoseconds since 1970.
+    pub unix_ns: u64,
+    /// Who the guest is from now on; unchanged when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
+}
+
+/// Names and addresses of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Host name, also entered in `/etc/hosts`.
+    pub hostname: String,
+    /// `/etc/machine-id` (`machine-id(5)`): 32 lower-case hexadecimal digits.
+    pub machine_id: String,
+    /// `/proc/sys/kernel/random/boot_id`: a UUID, in lower case with hyphens.
+    pub boot_id: String,
+    /// Its network.
+    pub network: Network,
 }
 
 /// The guest's network, as the host made it outside.
@@ -39,8 +74,6 @@ pub struct Network {
     pub gateway: Ipv4Addr,
     /// Name servers for `/etc/resolv.conf`.
     pub dns: Vec<Ipv4Addr>,
-    /// Host name, also entered in `/etc/hosts`.
-    pub hostname: String,
 }
 
 /// What to run.
@@ -79,6 +112,11 @@ pub struct Exec {
 pub enum Reply {
     /// Done, nothing to say.
     Done,
+    /// The guest is who it is to be.
+    Adopted {
+        /// Its wall clock now, nanoseconds since 1970: shows how far behind the request arrived.
+        unix_ns: u64,
+    },
     /// The command ended; all its output was sent before this.
     Exit(ExecExit),
     /// The request could not be carried out at all.
@@ -111,7 +149,7 @@ pub struct ExecExit {
 /// Any message, for property tests.
 #[cfg(test)]
 pub(crate) mod arbitrary {
-    use super::{Exec, ExecExit, Network, Program, Reply, Request};
+    use super::{Adopt, Exec, ExecExit, Identity, Network, Program, Reply, Request};
     use proptest::prelude::*;
 
     pub(crate) fn request() -> impl Strategy<Value = Request> {
@@ -127,16 +165,19 @@ pub(crate) mod arbitrary {
         );
         let network = any::<(u32, u8, u32, Vec<u8>, String)>().prop_map(
             |(address, prefix_len, gateway, dns, hostname)| {
-                Request::Configure(Network {
+                let network = Network {
                     address: address.into(),
                     prefix_len,
                     gateway: gateway.into(),
-                    dns: dns.into_iter().map(|last| [10, 0, 0, last].into()).collect(),
-                    hostname,
-                })
+                    dns: dns.iter().map(|last| [10, 0, 0, *last].into()).collect(),
+                };
+                let boot_id = hostname.clone();
+                let identity = Identity { machine_id: hostname.clone(), hostname, boot_id, network };
+                let identity = (prefix_len > 100).then_some(identity);
+                Request::Adopt(Adopt { entropy: dns, unix_ns: address.into(), identity })
             },
         );
-        prop_oneof![Just(Request::Ping), network, exec]
+        prop_oneof![Just(Request::Ping), Just(Request::Park), network, exec]
     }
 
     pub(crate) fn reply() -> impl Strategy<Value = Reply> {
@@ -151,6 +192,6 @@ pub(crate) mod arbitrary {
                 })
             },
         );
-        prop_oneof![Just(Reply::Done), exit, any::<String>().prop_map(|message| Reply::Failed { message }),]
+        prop_oneof![Just(Reply::Done), any::<u64>().prop_map(|unix_ns| Reply::Adopted { unix_ns }), exit, any::<String>().prop_map(|message| Reply::Failed { message }),]
     }
 }

@@ -11,6 +11,7 @@ use rustix::net::{SocketFlags, accept_with};
 use rustix::process::{WaitOptions, wait};
 use thiserror::Error;
 
+use crate::adopt::Machine;
 use crate::channel::Channels;
 use crate::drain::Drain;
 use crate::link::{Fate, Incoming, Kind, Link};
@@ -38,12 +39,13 @@ pub enum AgentError {
     Wait(#[source] Errno),
 }
 
-/// What commands need to run, apart from their session.
+/// What requests need, apart from their session.
 #[derive(Debug)]
 pub(crate) struct Runtime {
     pub(crate) poller: Poller,
     pub(crate) spawner: Spawner,
     pub(crate) drain: Drain,
+    pub(crate) machine: Machine,
 }
 
 /// The agent at work.
@@ -53,24 +55,24 @@ pub struct Agent {
     children: OwnedFd,
     listener: Option<OwnedFd>,
     links: BTreeMap<u64, Link>,
-    /// The key of the link that said hello last, and its session.
-    session: Option<(u64, Session)>,
+    /// That of the last hello.
+    session: Option<Session>,
 }
 
 impl Agent {
-    /// Serves `channels`. The process must have one thread, its standard descriptors open, and
+    /// Serves `channels` on `machine`. The process must have one thread, its standard descriptors open, and
     /// `/dev/null` as its standard input: commands without input inherit it.
     ///
     /// # Errors
     /// What could not be set up.
-    pub fn new(channels: Channels) -> Result<Self, AgentError> {
+    pub fn new(channels: Channels, machine: Machine) -> Result<Self, AgentError> {
         let children = child_signals().map_err(AgentError::Signals)?;
         let poller = Poller::new().map_err(AgentError::Poller)?;
         poller.add(&children, Token::Children, Interest::Read).map_err(AgentError::Watch)?;
         if let Some(listener) = &channels.listener {
             poller.add(listener, Token::Listener, Interest::Read).map_err(AgentError::Watch)?;
         }
-        let runtime = Runtime { poller, spawner: Spawner::default(), drain: Drain::default() };
+        let runtime = Runtime { poller, spawner: Spawner::default(), drain: Drain::default(), machine };
         let mut agent =
             Self { runtime, children, listener: channels.listener, links: BTreeMap::new(), session: None };
         for (fd, kind) in channels
@@ -110,13 +112,13 @@ impl Agent {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let session = self.session.as_ref().and_then(|(_, session)| session.next_deadline());
+        let session = self.session.as_ref().and_then(Session::next_deadline);
         self.links.values().filter_map(Link::deadline).chain(session).min()
     }
 
     fn expire(&mut self, now: Instant) {
         self.links.values_mut().for_each(|link| link.expire(now));
-        if let Some((_, session)) = &mut self.session {
+        if let Some(session) = &mut self.session {
             session.expire(now);
         }
     }
@@ -127,7 +129,7 @@ impl Agent {
         let unsent = || {
             self.session
                 .as_ref()
-                .and_then(|(key, session)| Some((self.links.get(key)?, session)))
+                .and_then(|session| Some((self.links.get(&session.active_link()?)?, session)))
                 .is_some_and(|(link, session)| session.has_work() && !link.outbox.is_full())
         };
         unread || unsent()
@@ -136,16 +138,19 @@ impl Agent {
     fn dispatch(&mut self, event: Event) {
         match event.token {
             Token::Children => self.reap(),
-            Token::Listener => self.accept(),
+            Token::Listener => {
+                self.accept();
+                self.listener.take_if(|_| event.hung_up); // nobody connects to it any more
+            }
             Token::Link(key) => {
                 if let Some(link) = self.links.get_mut(&key) {
                     link.ready(event.writable);
                 }
             }
             Token::Stdin(_) | Token::Output(..) => {
-                let known = self.session.as_mut().is_some_and(|(key, session)| {
-                    let link = self.links.get_mut(key);
-                    link.is_some_and(|link| session.ready(event.token, &mut link.outbox))
+                let known = self.session.as_mut().is_some_and(|session| {
+                    let link = session.active_link().and_then(|key| self.links.get_mut(&key));
+                    session.ready(event.token, link.map(|link| &mut link.outbox))
                 });
                 if !known {
                     self.runtime.drain.ready(event.token);
@@ -160,13 +165,21 @@ impl Agent {
         while let Some(key) = self.links.iter().find_map(unread) {
             self.read(key);
         }
-        let Some((key, session)) = &mut self.session else { return };
-        let key = *key;
-        let Some(link) = self.links.get_mut(&key) else { return };
-        session.pump(&mut self.runtime, &mut link.outbox);
-        if link.flush(&self.runtime.poller) == Fate::Ended {
+        if let Some(session) = &mut self.session
+            && let Some(link) = session.active_link().and_then(|key| self.links.get_mut(&key))
+        {
+            session.pump(&mut self.runtime, &mut link.outbox);
+        }
+        while let Some(key) = self.flush() {
             self.end(key);
         }
+    }
+
+    /// Writes what the links take; stops at one that has ended.
+    fn flush(&mut self) -> Option<u64> {
+        let poller = &self.runtime.poller;
+        let ended = |(key, link): (&u64, &mut Link)| (link.flush(poller) == Fate::Ended).then_some(*key);
+        self.links.iter_mut().find_map(ended)
     }
 
     /// Reads one link to its end.
@@ -174,8 +187,7 @@ impl Agent {
         while let Some(link) = self.links.get_mut(&key)
             && let Some(incoming) = link.next()
         {
-            let session =
-                self.session.as_mut().filter(|(owner, _)| *owner == key).map(|(_, session)| session);
+            let session = self.session.as_mut().filter(|session| session.link() == Some(key));
             match (incoming, session) {
                 (Incoming::End, _) => self.end(key),
                 (Incoming::Frame(Frame::Hello(hello)), _) => self.hello(key, &hello),
@@ -188,25 +200,34 @@ impl Agent {
         }
     }
 
-    /// The newest hello wins: whatever ran for an earlier one is killed.
+    /// The newest hello wins: whatever ran for an earlier one is killed, or left alone if that was parked.
     fn hello(&mut self, key: u64, hello: &Hello) {
-        let previous = self.session.take().map(|(previous, _)| previous);
+        let known = hello.version == PROTOCOL_VERSION;
+        let previous = self.session.as_ref().and_then(Session::link);
+        let mut session = self.session.take();
+        let resume = hello
+            .resume
+            .filter(|nonce| known && session.as_ref().is_some_and(|session| session.is_parked_as(*nonce)));
+        if resume.is_none() {
+            if let Some(parked) = session.take_if(|session| session.is_parked()) {
+                parked.detach(&mut self.runtime);
+            }
+            session = known.then(|| Session::new(hello.session, key)); // this kills
+        } else if let Some(session) = &mut session {
+            session.resume(key, hello.session);
+        }
+        self.session = session;
         if let Some(previous) = previous.filter(|previous| *previous != key) {
             self.end(previous);
         }
         let Some(link) = self.links.get_mut(&key) else { return };
         link.outbox.clear();
-        link.outbox.push(&Frame::Hello(Hello { version: PROTOCOL_VERSION, session: hello.session }));
-        if hello.version == PROTOCOL_VERSION {
-            self.session = Some((key, Session::default()));
-        } else if link.flush(&self.runtime.poller) == Fate::Ended {
-            self.end(key);
-        }
+        link.outbox.push(&Frame::Hello(Hello { version: PROTOCOL_VERSION, session: hello.session, resume }));
     }
 
     /// The host at the other end is gone, or has been replaced.
     fn end(&mut self, key: u64) {
-        self.session.take_if(|(owner, _)| *owner == key);
+        self.session.take_if(|session| session.ends_with(key));
         match self.links.get_mut(&key) {
             Some(link) if link.kind == Kind::Serial => link.reset(),
             _ => drop(self.links.remove(&key)),
@@ -225,7 +246,7 @@ impl Agent {
     }
 
     fn add_link(&mut self, fd: OwnedFd, kind: Kind) -> Result<(), Errno> {
-        let owner = self.session.as_ref().map(|(key, _)| *key);
+        let owner = self.session.as_ref().and_then(Session::link);
         let idle = |(key, link): (&u64, &Link)| {
             (link.kind == Kind::Connection && Some(*key) != owner).then_some(*key)
         };
@@ -244,7 +265,7 @@ impl Agent {
         // One pending signal stands for any number of children.
         let _ = rustix::io::read(&self.children, &mut [0_u8; 128]);
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            if let Some((_, session)) = &mut self.session {
+            if let Some(session) = &mut self.session {
                 session.reaped(pid, status);
             }
         }

@@ -16,10 +16,8 @@ use rustix::system::{RebootCommand, reboot, sethostname};
 use thiserror::Error;
 
 use crate::kmsg::{Level, log};
+use crate::names::{NOBODY, Names, NamesError};
 use crate::net::{self, NetError};
-
-/// Host name until the host gives one.
-const HOST_NAME: &[u8] = b"sandbox";
 
 /// Open files a process may have: what it starts with, and what it may ask for. The agent itself needs
 /// three for every command.
@@ -77,6 +75,12 @@ pub enum BootError {
         /// The disks that are there.
         found: String,
     },
+    /// The kernel's boot id.
+    #[error("cannot read the boot id")]
+    BootId(#[source] std::io::Error),
+    /// The files with the machine's names.
+    #[error(transparent)]
+    Names(NamesError),
     /// The limit on open files.
     #[error("cannot set the limit on open files")]
     OpenFiles(#[source] Errno),
@@ -88,24 +92,27 @@ pub enum BootError {
     Loopback(#[source] NetError),
 }
 
-/// Boots. Afterwards this process is in the new root, with its standard descriptors on `/dev/null`.
+/// Boots. Afterwards this process is in the new root, with its standard descriptors on `/dev/null`. The
+/// machine has the names of nobody.
 ///
 /// # Errors
 /// The step that failed; the guest is then of no use.
-pub fn run() -> Result<(), BootError> {
+pub fn run() -> Result<Names, BootError> {
     root::mount_devices()?;
     silence_standard_streams()?;
     let disks = disks::find()?;
     root::enter(&disks)?;
     root::populate()?;
+    let names = root::name()?;
     for (name, value) in SYSCTLS {
         if let Err(error) = fs::write(format!("/proc/sys/{name}"), value) {
             log(Level::Info, &format!("sysctl {name} is left as it is: {error}"));
         }
     }
     setrlimit(Resource::Nofile, OPEN_FILES).map_err(BootError::OpenFiles)?;
-    sethostname(HOST_NAME).map_err(BootError::HostName)?;
-    net::loopback_up().map_err(BootError::Loopback)
+    sethostname(NOBODY.as_bytes()).map_err(BootError::HostName)?;
+    net::loopback_up().map_err(BootError::Loopback)?;
+    Ok(names)
 }
 
 /// Says why on the console and resets the machine, at which the VMM ends.

@@ -29,7 +29,8 @@ const EXPLANATION: usize = 4096;
 pub(crate) struct Job {
     id: u32,
     key: u64,
-    pid: Pid,
+    /// The main process, until it is reaped or left to itself.
+    pid: Option<Pid>,
     started: Instant,
     /// None when there is none, when it has passed, and when the process has ended.
     deadline: Option<Instant>,
@@ -86,7 +87,7 @@ impl Job {
         let job = Self {
             id,
             key,
-            pid,
+            pid: Some(pid),
             started,
             deadline: started.checked_add(Duration::from_millis(exec.timeout_ms)),
             stdin: Stdin::new(stdin),
@@ -116,7 +117,7 @@ impl Job {
 
     /// The process that has to be reaped for the command to end.
     pub(crate) fn is_running_as(&self, pid: Pid) -> bool {
-        self.ended.is_none() && self.pid == pid
+        self.pid == Some(pid)
     }
 
     pub(crate) fn output_ready(&mut self, which: usize) {
@@ -130,6 +131,7 @@ impl Job {
         // 128 + n is how shells report signal n.
         let code = status.exit_status().or(status.terminating_signal().map(|signal| 128 + signal));
         self.ended = Some((code.unwrap_or(-1), self.started.elapsed()));
+        self.pid = None;
         self.deadline = None;
         for output in &mut self.outputs {
             output.command_ended();
@@ -211,6 +213,12 @@ impl Job {
         self.ended.is_some() && self.outputs.iter().all(Output::is_done)
     }
 
+    /// Lets the command run on, with the end of its input and with nobody to read its output.
+    pub(crate) fn detach(mut self, runtime: &mut Runtime) {
+        self.pid = None;
+        self.retire(runtime);
+    }
+
     /// Leaves the pipes to whoever still holds their other ends.
     pub(crate) fn retire(mut self, runtime: &mut Runtime) {
         for (output, which) in self.outputs.iter_mut().zip(0..) {
@@ -222,9 +230,9 @@ impl Job {
 
     fn kill(&self) {
         // Until it is reaped, neither its id nor its group's can belong to anyone else.
-        if self.ended.is_none() {
-            let _ = kill_process_group(self.pid, Signal::KILL);
-            let _ = kill_process(self.pid, Signal::KILL); // in case it has moved to another group
+        if let Some(pid) = self.pid {
+            let _ = kill_process_group(pid, Signal::KILL);
+            let _ = kill_process(pid, Signal::KILL); // in case it has moved to another group
         }
     }
 }

@@ -5,8 +5,10 @@
 //! because under software emulation each piece of code costs its translation the first time.
 //!
 //! Reading order: [`boot`] makes the root; [`channel`] finds the ways to the host; [`agent`] is the
-//! loop; inside it a session is what one host said hello for, with one job per running command.
+//! loop; inside it a session is what one host said hello for, with one job per running command;
+//! [`Machine`] is what a clone of a snapshot is told to become.
 
+mod adopt;
 pub mod agent;
 pub mod boot;
 pub mod channel;
@@ -22,4 +24,5 @@ mod session;
 pub mod sys;
 mod uevent;
 
+pub use adopt::{AdoptError, Machine};
 pub use agent::Agent;

@@ -276,7 +276,7 @@ mod tests {
 
     fn hello() -> Vec<u8> {
         let mut bytes = Vec::new();
-        encode(&Frame::Hello(Hello { version: 1, session: 1 }), &mut bytes).unwrap();
+        encode(&Frame::Hello(Hello { version: 1, session: 1, resume: None }), &mut bytes).unwrap();
         bytes
     }
 

@@ -16,6 +16,9 @@ const AF_INET: u8 = libc::AF_INET as u8;
 /// From `linux/rtnetlink.h`: take the gateway's word that it is on the link.
 const RTNH_F_ONLINK: u32 = 4;
 
+/// From `linux/if_link.h`: no address of its own making.
+const ADDR_GEN_MODE_NONE: u8 = 1;
+
 /// Which step of the configuration failed.
 #[derive(Debug, Error)]
 pub enum NetError {
@@ -79,6 +82,7 @@ pub fn configure(network: &Network) -> Result<(), NetError> {
         }
     }
     add_address(&mut socket, index, address, network.prefix_len)?;
+    no_ipv6_address(&mut socket, index);
     set_up(&mut socket, index)?;
     default_route(&mut socket, index, network.gateway.into())
 }
@@ -157,6 +161,15 @@ fn set_up(socket: &mut NetlinkSocket, index: u32) -> Result<(), NetError> {
     let header = Ifinfomsg { ifi_index: index as i32, ifi_flags: up, ifi_change: up, ..Default::default() };
     acknowledged(socket, &rt_link::Request::new().op_setlink_do(&header))
         .map_err(|source| NetError::Up { index, source })
+}
+
+/// Keeps the interface, not yet up, from making itself an IPv6 address and then looking for routers: the host lets
+/// no IPv6 pass, and a snapshot would have every clone look again. A kernel without IPv6 refuses, rightly.
+fn no_ipv6_address(socket: &mut NetlinkSocket, index: u32) {
+    let header = Ifinfomsg { ifi_index: index as i32, ..Default::default() };
+    let mut request = rt_link::Request::new().op_setlink_do(&header);
+    drop(request.encode().nested_af_spec().nested_inet6().push_addr_gen_mode(ADDR_GEN_MODE_NONE));
+    let _ = acknowledged(socket, &request);
 }
 
 fn default_route(socket: &mut NetlinkSocket, index: u32, gateway: IpAddr) -> Result<(), NetError> {

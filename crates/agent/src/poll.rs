@@ -54,6 +54,8 @@ impl Token {
 pub(crate) struct Event {
     pub(crate) token: Token,
     pub(crate) writable: bool,
+    /// Nothing comes after what is there.
+    pub(crate) hung_up: bool,
 }
 
 /// What to wait for, always with edge triggering unless it says otherwise.
@@ -122,6 +124,7 @@ impl Poller {
         events.extend(happened.iter().map(|&epoll::Event { flags, data }| Event {
             token: Token::from_u64(data.u64()),
             writable: flags.contains(epoll::EventFlags::OUT),
+            hung_up: flags.contains(epoll::EventFlags::HUP),
         }));
         Ok(())
     }

@@ -1,8 +1,8 @@
-//! The calls that need `unsafe`: starting a process, the signal descriptor, vsock addresses. The
-//! rest of the crate is safe code on rustix.
+//! The calls that need `unsafe`: starting a process, the signal descriptor, vsock addresses, the random
+//! device. The rest of the crate is safe code on rustix.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
 use rustix::io::Errno;
@@ -14,6 +14,10 @@ pub const CID_HOST: u32 = libc::VMADDR_CID_HOST;
 
 /// Every context id: what a listener binds to.
 pub const CID_ANY: u32 = libc::VMADDR_CID_ANY;
+
+/// From `linux/random.h`: `_IOW('R', 3, int[2])` and `_IO('R', 7)`.
+const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
+const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
 
 /// A vsock address.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +61,34 @@ pub fn child_signals() -> Result<OwnedFd, Errno> {
         }
         let fd = libc::signalfd(-1, &raw const child, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC);
         if fd < 0 { Err(errno()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
+    }
+}
+
+/// Adds random bytes to the kernel's and credits all of them (`RNDADDENTROPY`, `random(4)`). `random` is
+/// `/dev/random`.
+///
+/// # Errors
+/// The errno of `ioctl`.
+pub fn add_entropy(random: impl AsFd, bytes: &[u8]) -> Result<(), Errno> {
+    let length = c_int::try_from(bytes.len()).map_err(|_| Errno::INVAL)?;
+    let bits = length.checked_mul(8).ok_or(Errno::INVAL)?;
+    let info = [&bits.to_ne_bytes(), &length.to_ne_bytes(), bytes].concat();
+    // SAFETY: `info` is a `rand_pool_info`: bits, bytes, and that many bytes, which the kernel only reads.
+    match unsafe { libc::ioctl(random.as_fd().as_raw_fd(), RNDADDENTROPY, info.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(errno()),
+    }
+}
+
+/// Has the kernel's generator start anew from all entropy it has (`RNDRESEEDCRNG`).
+///
+/// # Errors
+/// The errno of `ioctl`.
+pub fn reseed(random: impl AsFd) -> Result<(), Errno> {
+    // SAFETY: takes no argument.
+    match unsafe { libc::ioctl(random.as_fd().as_raw_fd(), RNDRESEEDCRNG) } {
+        0 => Ok(()),
+        _ => Err(errno()),
     }
 }
 

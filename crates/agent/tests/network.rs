@@ -4,11 +4,9 @@
 #[path = "common/sys.rs"]
 mod sys;
 
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
 
-use manta_agent::{names, net};
+use manta_agent::net;
 use manta_agent_proto::Network;
 use netlink_bindings::rt_addr::{self, Ifaddrmsg};
 use netlink_bindings::rt_link::{self, IfinfoFlags, Ifinfomsg};
@@ -21,7 +19,6 @@ fn network(last: u8, prefix_len: u8, gateway: [u8; 4]) -> Network {
         prefix_len,
         gateway: gateway.into(),
         dns: vec![Ipv4Addr::new(10, 77, 0, 53), Ipv4Addr::new(9, 9, 9, 9)],
-        hostname: "sb-1.example".into(),
     }
 }
 
@@ -143,40 +140,5 @@ fn loopback_comes_up() {
         net::loopback_up().unwrap();
         assert!(is_up("lo"));
         assert_eq!(addresses(1), [(IpAddr::V4(Ipv4Addr::LOCALHOST), 8)]);
-    });
-}
-
-#[test]
-fn names_are_written_over_whatever_was_there() {
-    sys::in_own_namespaces(|| {
-        let root = tempfile::tempdir().unwrap();
-        let etc = root.path().join("etc");
-        fs::create_dir(&etc).unwrap();
-        fs::write(etc.join("hostname"), "old\n").unwrap();
-        std::os::unix::fs::symlink("../run/systemd/resolve/stub-resolv.conf", etc.join("resolv.conf"))
-            .unwrap();
-        for _ in 0..2 {
-            names::configure(root.path(), &network(2, 24, [10, 77, 0, 1])).unwrap();
-            let read = |name: &str| fs::read_to_string(etc.join(name)).unwrap();
-            assert_eq!(read("hostname"), "sb-1.example\n");
-            assert_eq!(read("resolv.conf"), "nameserver 10.77.0.53\nnameserver 9.9.9.9\n");
-            assert!(read("hosts").contains("127.0.0.1\tlocalhost\n"));
-            assert!(read("hosts").ends_with("\n10.77.0.2\tsb-1.example\n"));
-            assert!(fs::symlink_metadata(etc.join("resolv.conf")).unwrap().is_file());
-            assert_eq!(rustix::system::uname().nodename().to_bytes(), b"sb-1.example");
-            assert_eq!(fs::read_dir(&etc).unwrap().count(), 3, "a temporary file is left");
-        }
-    });
-}
-
-#[test]
-fn a_name_that_would_break_the_files_is_refused() {
-    sys::in_own_namespaces(|| {
-        let too_long = "x".repeat(65);
-        for name in ["", "a b", "a\nnameserver 6.6.6.6", "a#", &too_long] {
-            let network = Network { hostname: name.into(), ..network(2, 24, [10, 77, 0, 1]) };
-            let error = names::configure(Path::new("/nonexistent"), &network).unwrap_err();
-            assert!(matches!(error, names::NamesError::BadName(_)), "{error}");
-        }
     });
 }

@@ -37,10 +37,19 @@ pub enum ErrorCode {
     MethodNotAllowed,
     /// 404: no such sandbox.
     SandboxNotFound,
+    /// 404: no such snapshot.
+    SnapshotNotFound,
     /// 409: the sandbox is not in a state that allows this.
     SandboxNotRunning,
     /// 409: the sandbox was destroyed while the request ran.
     SandboxDestroyed,
+    /// 409: another snapshot has the name.
+    SnapshotNameTaken,
+    /// 409: the snapshot was made by another VMM, of other artifacts or on another machine; the text says
+    /// what differs.
+    SnapshotIncompatible,
+    /// 409: a file of the snapshot is missing or is not as it was written; the text says which.
+    SnapshotDamaged,
     /// 413: the body is too large.
     BodyTooLarge,
     /// 415: the body is not JSON.
@@ -59,6 +68,10 @@ pub enum ErrorCode {
     GuestTimeout,
     /// 504: the command outlived its time limit and was killed; the output so far is in the body.
     ExecTimeout,
+    /// 507: as many snapshots, or bytes in them, as the server may keep, or no room on its disk; delete some.
+    SnapshotStorageFull,
+    /// 502: the sandbox could not be saved.
+    SnapshotFailed,
     /// 500: a failure of the server itself; its log says more.
     Internal,
 }
@@ -69,15 +82,20 @@ impl ErrorCode {
     pub fn status(self) -> u16 {
         match self {
             Self::BadRequest => 400,
-            Self::NotFound | Self::SandboxNotFound => 404,
+            Self::NotFound | Self::SandboxNotFound | Self::SnapshotNotFound => 404,
             Self::MethodNotAllowed => 405,
-            Self::SandboxNotRunning | Self::SandboxDestroyed => 409,
+            Self::SandboxNotRunning
+            | Self::SandboxDestroyed
+            | Self::SnapshotNameTaken
+            | Self::SnapshotIncompatible
+            | Self::SnapshotDamaged => 409,
             Self::BodyTooLarge => 413,
             Self::UnsupportedMediaType => 415,
             Self::Internal => 500,
-            Self::BootFailed | Self::GuestGone => 502,
+            Self::BootFailed | Self::GuestGone | Self::SnapshotFailed => 502,
             Self::HostFull | Self::SandboxBusy | Self::ShuttingDown => 503,
             Self::GuestTimeout | Self::ExecTimeout => 504,
+            Self::SnapshotStorageFull => 507,
         }
     }
 }

@@ -4,11 +4,16 @@ mod error;
 mod id;
 mod sandbox;
 mod server;
+mod snapshot;
 
 pub use error::{ErrorBody, ErrorCode};
-pub use id::{IdError, SandboxId};
+pub use id::{IdError, SandboxId, SnapshotId};
 pub use sandbox::{
     CreateRequest, CreateResponse, DestroyRequest, DestroyResponse, DestroyStatus, ExecRequest, ExecResponse,
     OutputEncoding, SandboxInfo, SandboxList, SandboxState,
 };
 pub use server::{Health, HealthStatus, HostConditions, VmmInfo};
+pub use snapshot::{
+    SnapshotBytes, SnapshotCreateRequest, SnapshotCreateResponse, SnapshotDeleteRequest,
+    SnapshotDeleteResponse, SnapshotDeleteStatus, SnapshotInfo, SnapshotList, SnapshotRestoreRequest,
+};

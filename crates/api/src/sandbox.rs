@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::id::SandboxId;
+use crate::id::{SandboxId, SnapshotId};
 
 /// `POST /create`: nothing to choose yet; the body may be absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -138,6 +138,9 @@ pub struct SandboxInfo {
     pub reason: Option<String>,
     /// `qemu` or `firecracker`.
     pub vmm: String,
+    /// The snapshot it was restored from; absent when it is a fresh one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_id: Option<SnapshotId>,
     /// When its creation began, seconds since 1970.
     pub created_unix_s: u64,
     /// The VMM process; absent unless the sandbox runs.

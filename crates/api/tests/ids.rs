@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path};
 
-use manta_api::SandboxId;
+use manta_api::{SandboxId, SnapshotId};
 use proptest::prelude::*;
 
 proptest! {
@@ -13,6 +13,18 @@ proptest! {
         let json = serde_json::to_string(&id).unwrap();
         prop_assert_eq!(&json, &format!("\"{id}\""));
         prop_assert_eq!(&serde_json::from_str::<SandboxId>(&json).unwrap(), &id);
+
+        let id = SnapshotId::from_random(bytes);
+        prop_assert_eq!(&id.to_string().parse::<SnapshotId>().unwrap(), &id);
+        let json = serde_json::to_string(&id).unwrap();
+        prop_assert_eq!(&json, &format!("\"{id}\""));
+        prop_assert_eq!(&serde_json::from_str::<SnapshotId>(&json).unwrap(), &id);
+    }
+
+    #[test]
+    fn an_id_of_one_kind_is_none_of_the_other(bytes: [u8; 10]) {
+        prop_assert!(SandboxId::from_random(bytes).as_str().parse::<SnapshotId>().is_err());
+        prop_assert!(SnapshotId::from_random(bytes).as_str().parse::<SandboxId>().is_err());
     }
 
     #[test]
@@ -21,10 +33,14 @@ proptest! {
     }
 
     #[test]
-    fn what_parses_is_one_plain_path_component(text in "(sb-)?[0-9a-fA-F./\\\\\\-]{0,24}|\\PC*") {
-        if let Ok(id) = text.parse::<SandboxId>() {
-            prop_assert_eq!(id.as_str(), &text);
-            let components: Vec<_> = Path::new(id.as_str()).components().collect();
+    fn what_parses_is_one_plain_path_component(
+        text in "(sb-|snap-)?([0-9a-f]{20}|[0-9a-fA-F./\\\\\\-]{0,24})|\\PC*",
+    ) {
+        let sandbox = text.parse::<SandboxId>().map(String::from);
+        let snapshot = text.parse::<SnapshotId>().map(String::from);
+        if let Ok(id) = sandbox.or(snapshot) {
+            prop_assert_eq!(&id, &text);
+            let components: Vec<_> = Path::new(&id).components().collect();
             prop_assert_eq!(components, [Component::Normal(text.as_ref())]);
             prop_assert!(text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'));
         }
@@ -69,4 +85,10 @@ fn near_misses_are_refused_in_text_and_in_json() {
         assert!(error.contains("20 lower-case hexadecimal digits"), "{error}");
     }
     assert!(serde_json::from_str::<SandboxId>("7").is_err());
+    for text in ["", "snap-", "0123456789abcdef0123", "snap-0123456789abcdef012", "snap-0123456789ABCDEF0123"]
+    {
+        let error = text.parse::<SnapshotId>().unwrap_err().to_string();
+        let said = "not a snapshot id: expected \"snap-\" and 20 lower-case hexadecimal digits";
+        assert_eq!(error, said, "{text:?}");
+    }
 }

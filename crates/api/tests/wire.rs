@@ -4,7 +4,9 @@
 
 use manta_api::{
     CreateRequest, CreateResponse, DestroyRequest, DestroyResponse, DestroyStatus, ErrorBody, ErrorCode,
-    ExecRequest, ExecResponse, OutputEncoding, SandboxInfo, SandboxState,
+    ExecRequest, ExecResponse, OutputEncoding, SandboxInfo, SandboxState, SnapshotBytes,
+    SnapshotCreateRequest, SnapshotCreateResponse, SnapshotDeleteRequest, SnapshotDeleteResponse,
+    SnapshotDeleteStatus, SnapshotInfo, SnapshotList, SnapshotRestoreRequest,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -14,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, from_value, json, to_value};
 
 const ID: &str = "sb-0123456789abcdef0123";
+const SNAPSHOT: &str = "snap-0123456789abcdef0123";
 
 /// A body of exactly this shape, in both directions.
 fn exact<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(body: &T, shape: Value) {
@@ -34,6 +37,53 @@ fn bodies_have_the_originals_shapes() {
         &DestroyResponse { sandbox_id: ID.parse().unwrap(), status: DestroyStatus::Destroyed },
         json!({"sandbox_id": ID, "status": "destroyed"}),
     );
+}
+
+#[test]
+fn bodies_of_snapshots_have_the_originals_shapes() {
+    let (sandbox_id, snapshot_id) = (ID.parse().unwrap(), SNAPSHOT.parse().unwrap());
+    let create = SnapshotCreateRequest { sandbox_id, name: None };
+    exact(&create, json!({"sandbox_id": ID}));
+    exact(
+        &SnapshotCreateRequest { name: Some("ready".to_owned()), ..create },
+        json!({"sandbox_id": ID, "name": "ready"}),
+    );
+    let created = SnapshotCreateResponse { snapshot_id, pause_us: 1500 };
+    exact(&created, json!({"snapshot_id": SNAPSHOT, "pause_us": 1500}));
+    let short: SnapshotCreateResponse = from_value(json!({"snapshot_id": SNAPSHOT, "later": 1})).unwrap();
+    assert_eq!(short.pause_us, 0, "the original does not say");
+    let snapshot_id = created.snapshot_id;
+    exact(&SnapshotRestoreRequest { snapshot_id: snapshot_id.clone() }, json!({"snapshot_id": SNAPSHOT}));
+    exact(&SnapshotDeleteRequest { snapshot_id: snapshot_id.clone() }, json!({"snapshot_id": SNAPSHOT}));
+    exact(
+        &SnapshotDeleteResponse { snapshot_id, status: SnapshotDeleteStatus::Deleted },
+        json!({"snapshot_id": SNAPSHOT, "status": "deleted"}),
+    );
+}
+
+#[test]
+fn a_snapshot_in_the_list_shows_only_what_there_is() {
+    let info = SnapshotInfo {
+        id: SNAPSHOT.parse().unwrap(),
+        name: None,
+        created_unix_ms: 1_795_435_200_123,
+        sandbox_id: ID.parse().unwrap(),
+        vmm: "qemu".to_owned(),
+        vmm_version: "10.0.2".to_owned(),
+        vcpus: 1,
+        mem_mib: 256,
+        disk_bytes: SnapshotBytes { state: 1, memory: 2, disk: 4 },
+        restorable: true,
+        reason: None,
+    };
+    let mut shape = json!({"id": SNAPSHOT, "created_unix_ms": 1_795_435_200_123_u64, "sandbox_id": ID,
+        "vmm": "qemu", "vmm_version": "10.0.2", "vcpus": 1, "mem_mib": 256,
+        "disk_bytes": {"state": 1, "memory": 2, "disk": 4}, "restorable": true});
+    exact(&SnapshotList { snapshots: vec![info.clone()] }, json!({"snapshots": [shape]}));
+    let (name, reason) = (Some("ready".to_owned()), Some("another kernel".to_owned()));
+    shape["name"] = json!("ready");
+    shape["reason"] = json!("another kernel");
+    exact(&SnapshotInfo { name, reason, ..info }, shape);
 }
 
 #[test]
@@ -67,6 +117,10 @@ fn requests_with_anything_odd_in_them_are_refused_by_name() {
     }
     assert!(from_value::<CreateRequest>(json!({"mem_mib": 1})).is_err());
     assert!(from_value::<DestroyRequest>(json!({"sandbox_id": ID, "force": true})).is_err());
+    assert!(from_value::<SnapshotCreateRequest>(json!({"sandbox_id": ID, "names": "x"})).is_err());
+    assert!(from_value::<SnapshotRestoreRequest>(json!({"snapshot_id": ID})).is_err());
+    assert!(from_value::<SnapshotRestoreRequest>(json!({"snapshot_id": SNAPSHOT, "mem_mib": 1})).is_err());
+    assert!(from_value::<SnapshotDeleteRequest>(json!({"snapshot_id": SNAPSHOT, "force": true})).is_err());
 }
 
 #[test]
@@ -117,6 +171,12 @@ fn codes_and_their_statuses_are_stable() {
         ("guest_gone", 502),
         ("guest_timeout", 504),
         ("exec_timeout", 504),
+        ("snapshot_not_found", 404),
+        ("snapshot_name_taken", 409),
+        ("snapshot_incompatible", 409),
+        ("snapshot_damaged", 409),
+        ("snapshot_failed", 502),
+        ("snapshot_storage_full", 507),
         ("internal", 500),
     ];
     for (name, status) in codes {
@@ -135,16 +195,17 @@ fn a_sandbox_in_the_list_shows_only_what_there_is() {
         state: SandboxState::Creating,
         reason: None,
         vmm: "qemu".to_owned(),
+        snapshot_id: None,
         created_unix_s: 1_795_435_200,
         pid: None,
         guest_address: [172, 16, 0, 2].into(),
         host_address: [198, 18, 0, 2].into(),
     };
-    exact(
-        &info,
-        json!({"id": ID, "state": "creating", "vmm": "qemu", "created_unix_s": 1_795_435_200_u64,
-            "guest_address": "172.16.0.2", "host_address": "198.18.0.2"}),
-    );
+    let mut shape = json!({"id": ID, "state": "creating", "vmm": "qemu", "created_unix_s": 1_795_435_200_u64,
+        "guest_address": "172.16.0.2", "host_address": "198.18.0.2"});
+    exact(&info, shape.clone());
+    shape["snapshot_id"] = json!(SNAPSHOT);
+    exact(&SandboxInfo { snapshot_id: Some(SNAPSHOT.parse().unwrap()), ..info }, shape);
 }
 
 prop_compose! {

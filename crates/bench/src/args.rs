@@ -1,16 +1,12 @@
-//! The flags of `manta bench`, with the specified defaults.
+//! The flags that both benchmarks have, with the specified defaults.
 
 use std::time::Duration;
 
 use clap::Args;
 
-pub(crate) const DEFAULT_CMD: &str = r#"echo "benchmark""#;
-
-/// Measure TTI: from sending `POST /create` to having the output of the first `POST /exec`.
-///
-/// Needs a running server. Prints a JSON object on standard output and a table on standard error.
+/// How often, where, and for how long at most.
 #[derive(Debug, Clone, Args)]
-pub struct BenchArgs {
+pub struct CommonArgs {
     /// The server, `http://host[:port]`.
     #[arg(long, value_name = "URL", default_value = "http://localhost:8080")]
     pub endpoint: String,
@@ -20,9 +16,6 @@ pub struct BenchArgs {
     /// Runs before those, not recorded.
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub warmup: u32,
-    /// The command of `POST /exec`, run by `/bin/sh -lc`. A run counts only if it exits with 0.
-    #[arg(long, value_name = "LINE", default_value = DEFAULT_CMD)]
-    pub cmd: String,
     /// Time limit of each HTTP request, such as 90s or 1m30s.
     #[arg(long, value_name = "DURATION", default_value = "90s", value_parser = parse_timeout)]
     pub timeout: Duration,
@@ -38,38 +31,67 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
+    use clap::{CommandFactory, Parser, Subcommand};
+    use insta::assert_snapshot;
 
     use super::*;
+    use crate::BenchArgs;
+    use crate::restore::RestoreArgs;
 
     #[derive(Debug, Parser)]
-    struct Command {
-        #[command(flatten)]
-        args: BenchArgs,
+    #[command(term_width = 100)]
+    struct Cli {
+        #[command(subcommand)]
+        command: Command,
     }
 
-    fn parse(line: &[&str]) -> Result<BenchArgs, String> {
-        let line = std::iter::once("bench").chain(line.iter().copied());
-        Command::try_parse_from(line).map(|command| command.args).map_err(|error| error.to_string())
+    #[derive(Debug, Subcommand)]
+    enum Command {
+        Bench(BenchArgs),
+        BenchRestore(RestoreArgs),
+    }
+
+    fn parse(line: &[&str]) -> Result<Command, String> {
+        let line = std::iter::once("manta").chain(line.iter().copied());
+        Cli::try_parse_from(line).map(|cli| cli.command).map_err(|error| error.to_string())
+    }
+
+    fn bench(line: &[&str]) -> BenchArgs {
+        let Ok(Command::Bench(args)) = parse(&[&["bench"], line].concat()) else { panic!("{line:?}") };
+        args
+    }
+
+    fn bench_restore(line: &[&str]) -> RestoreArgs {
+        let Ok(Command::BenchRestore(args)) = parse(&[&["bench-restore"], line].concat()) else {
+            panic!("{line:?}")
+        };
+        args
     }
 
     #[test]
     fn the_defaults_are_the_specified_ones() {
-        let args = parse(&[]).unwrap();
-        assert_eq!(args.endpoint, "http://localhost:8080");
-        assert_eq!((args.iterations, args.warmup), (50, 5));
-        assert_eq!(args.cmd, "echo \"benchmark\"");
-        assert_eq!(args.timeout, Duration::from_secs(90));
+        let (create, restore) = (bench(&[]), bench_restore(&[]));
+        for args in [&create.common, &restore.common] {
+            assert_eq!(args.endpoint, "http://localhost:8080");
+            assert_eq!((args.iterations, args.warmup), (50, 5));
+            assert_eq!(args.timeout, Duration::from_secs(90));
+        }
+        assert_eq!(create.cmd, "echo \"benchmark\"");
+        assert_eq!(restore.mutation_cmd, "mkdir -p /opt/manta && printf restored-ok > /opt/manta/state.txt");
+        assert_eq!(restore.sanity_cmd, "cat /opt/manta/state.txt");
+        assert_eq!(restore.expect_stdout, "restored-ok");
     }
 
     #[test]
     fn flags_replace_them() {
-        let line = "--endpoint http://a:1 --iterations 10 --warmup 0 --timeout 1m30s --cmd".split(' ');
-        let args = parse(&line.chain(["uname -a"]).collect::<Vec<_>>()).unwrap();
-        assert_eq!(args.endpoint, "http://a:1");
-        assert_eq!((args.iterations, args.warmup), (10, 0));
+        let line = "--endpoint http://a:1 --iterations 10 --warmup 0 --timeout 1m40s --cmd".split(' ');
+        let args = bench(&line.chain(["uname -a"]).collect::<Vec<_>>());
+        assert_eq!(args.common.endpoint, "http://a:1");
+        assert_eq!((args.common.iterations, args.common.warmup), (10, 0));
         assert_eq!(args.cmd, "uname -a");
-        assert_eq!(args.timeout, Duration::from_secs(90));
+        assert_eq!(args.common.timeout, Duration::from_secs(100));
+        let args = bench_restore(&["--mutation-cmd=a", "--sanity-cmd=b", "--expect-stdout="]);
+        assert_eq!([&args.mutation_cmd[..], &args.sanity_cmd[..], &args.expect_stdout[..]], ["a", "b", ""]);
     }
 
     #[test]
@@ -81,8 +103,20 @@ mod tests {
             ("--timeout", "0s"),
             ("--timeout", "90"),
         ] {
-            let error = parse(&[&format!("{flag}={value}")]).unwrap_err();
-            assert!(error.contains(flag) && error.contains(value), "{error}");
+            for command in ["bench", "bench-restore"] {
+                let error = parse(&[command, &format!("{flag}={value}")]).unwrap_err();
+                assert!(error.contains(flag) && error.contains(value), "{error}");
+            }
         }
+    }
+
+    #[test]
+    fn the_help_says_what_is_measured_and_how() {
+        let mut cli = Cli::command();
+        let help = ["bench", "bench-restore"].map(|name| {
+            let command = cli.find_subcommand_mut(name).unwrap();
+            command.render_long_help().to_string()
+        });
+        assert_snapshot!(help.join("\n"));
     }
 }

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use manta_api::Health;
 use serde::Serialize;
 
-use crate::BenchArgs;
+use crate::args::CommonArgs;
 
 /// What has to be known to compare two results.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -20,7 +20,7 @@ pub struct Conditions {
     pub endpoint: String,
     /// `--warmup`
     pub warmup: u32,
-    /// `--cmd`
+    /// `--cmd`, or `--sanity-cmd`.
     pub cmd: String,
     /// `--timeout`, nanoseconds.
     pub timeout_ns: u64,
@@ -33,7 +33,7 @@ pub struct Conditions {
 /// The measuring machine. What cannot be read is absent.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Client {
-    /// Version of `manta bench`.
+    /// Version of `manta`.
     pub version: String,
     /// Processor model.
     pub cpu: Option<String>,
@@ -56,14 +56,14 @@ pub type LoadAverage = [f64; 3];
 
 impl Conditions {
     /// As they are now; `load_average_end` is still to come.
-    pub(crate) fn now(args: &BenchArgs, server: Health) -> Self {
+    pub(crate) fn now(args: &CommonArgs, cmd: &str, server: Health) -> Self {
         let started = SystemTime::now();
         Self {
             started: humantime::format_rfc3339_seconds(started).to_string(),
             started_unix_s: started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
             endpoint: args.endpoint.clone(),
             warmup: args.warmup,
-            cmd: args.cmd.clone(),
+            cmd: cmd.to_owned(),
             timeout_ns: u64::try_from(args.timeout.as_nanos()).unwrap_or(u64::MAX),
             client: Client {
                 version: env!("CARGO_PKG_VERSION").to_owned(),

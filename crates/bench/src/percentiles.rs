@@ -34,6 +34,17 @@ impl Percentiles {
             max_ns: sorted.last().copied(),
         }
     }
+
+    /// With the names they have in JSON, in order.
+    pub(crate) fn named(&self) -> [(&'static str, Option<u64>); 5] {
+        [
+            ("min_ns", self.min_ns),
+            ("p50_ns", self.p50_ns),
+            ("p95_ns", self.p95_ns),
+            ("p99_ns", self.p99_ns),
+            ("max_ns", self.max_ns),
+        ]
+    }
 }
 
 #[cfg(test)]

@@ -3,28 +3,42 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::{EndedEarly, Outcome, Percentiles};
+use manta_api::VmmInfo;
+
+use crate::{EndedEarly, Failure, Percentiles};
 
 /// An outcome for people.
-pub(crate) struct Summary<'a>(pub(crate) &'a Outcome);
+pub(crate) struct Summary<'a> {
+    pub(crate) requested: u32,
+    pub(crate) success: u32,
+    pub(crate) failed: u32,
+    pub(crate) vmm: &'a VmmInfo,
+    pub(crate) rows: &'a [(&'a str, Percentiles)],
+    /// With the name the list has in JSON.
+    pub(crate) failures: (&'a str, &'a [Failure]),
+    pub(crate) warmup_failures: &'a [Failure],
+    pub(crate) ended_early: Option<EndedEarly>,
+}
 
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Outcome { iterations_requested: requested, iterations_success: success, .. } = *self.0;
-        let vmm = &self.0.conditions.server.vmm;
+        let Self { requested, success, vmm, .. } = self;
         writeln!(
             f,
             "{success} of {requested} iterations succeeded ({} {}, {})\n",
             vmm.name, vmm.version, vmm.accelerator
         )?;
-        writeln!(f, "{:8}{:>12}{:>12}{:>12}{:>12}{:>12}", "", "min", "p50", "p95", "p99", "max")?;
-        for (name, of) in [
-            ("TTI", &self.0.tti),
-            ("create", &self.0.create),
-            ("exec", &self.0.exec),
-            ("destroy", &self.0.destroy),
-        ] {
-            row(f, name, of)?;
+        let width = self.rows.iter().map(|(name, _)| name.len() + 1).max().unwrap_or_default();
+        writeln!(f, "{:width$}{:>12}{:>12}{:>12}{:>12}{:>12}", "", "min", "p50", "p95", "p99", "max")?;
+        for (name, of) in self.rows {
+            write!(f, "{name:width$}")?;
+            for (_, ns) in of.named() {
+                match ns.map(Duration::from_nanos) {
+                    Some(duration) => write!(f, "{duration:>12.2?}")?,
+                    None => write!(f, "{:>12}", "-")?,
+                }
+            }
+            writeln!(f)?;
         }
         self.warnings(f)
     }
@@ -32,21 +46,17 @@ impl fmt::Display for Summary<'_> {
 
 impl Summary<'_> {
     fn warnings(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let outcome = self.0;
-        if outcome.iterations_success == 0 {
+        let Self { failed, failures: (list, failures), .. } = self;
+        if self.success == 0 {
             writeln!(f, "\nWARNING: no iteration succeeded: there is no measurement.")?;
         }
-        if outcome.iterations_failed > 0 {
-            let failed = outcome.iterations_failed;
-            writeln!(
-                f,
-                "\nWARNING: failed iterations, in none of these numbers: {failed}; see \"failures\"."
-            )?;
+        if *failed > 0 {
+            writeln!(f, "\nWARNING: failed iterations, in none of these numbers: {failed}; see {list:?}.")?;
         }
-        if !outcome.warmup_failures.is_empty() {
+        if !self.warmup_failures.is_empty() {
             writeln!(f, "\nWARNING: warm-up iterations failed; see \"warmup_failures\".")?;
         }
-        match outcome.ended_early {
+        match self.ended_early {
             Some(EndedEarly::Interrupted) => {
                 writeln!(f, "\nWARNING: interrupted before the last iteration.")?
             }
@@ -55,7 +65,7 @@ impl Summary<'_> {
             }
             None => {}
         }
-        let failures = outcome.warmup_failures.iter().chain(&outcome.failures);
+        let failures = self.warmup_failures.iter().chain(*failures);
         for failure in failures.filter(|failure| failure.may_leave_a_sandbox) {
             match &failure.sandbox_id {
                 Some(id) => writeln!(f, "\nWARNING: sandbox {id} may be left behind: POST /destroy it.")?,
@@ -66,31 +76,22 @@ impl Summary<'_> {
     }
 }
 
-fn row(f: &mut fmt::Formatter<'_>, name: &str, of: &Percentiles) -> fmt::Result {
-    write!(f, "{name:8}")?;
-    for ns in [of.min_ns, of.p50_ns, of.p95_ns, of.p99_ns, of.max_ns] {
-        match ns.map(Duration::from_nanos) {
-            Some(duration) => write!(f, "{duration:>12.2?}")?,
-            None => write!(f, "{:>12}", "-")?,
-        }
-    }
-    writeln!(f)
-}
-
 #[cfg(test)]
 mod tests {
     use insta::assert_snapshot;
     use manta_api::{Health, HealthStatus, HostConditions, VmmInfo};
 
     use super::*;
-    use crate::{BenchArgs, Conditions, Failure, Sample, Stage};
+    use crate::args::CommonArgs;
+    use crate::iteration::Lap;
+    use crate::session::Measured;
+    use crate::{Conditions, Outcome, Stage};
 
-    fn conditions() -> Conditions {
-        let args = BenchArgs {
+    fn measured(laps: Vec<Lap>) -> Measured {
+        let args = CommonArgs {
             endpoint: "http://localhost:8080".to_owned(),
             iterations: 3,
             warmup: 1,
-            cmd: "true".to_owned(),
             timeout: Duration::from_secs(90),
         };
         let text = String::new;
@@ -118,42 +119,42 @@ mod tests {
             host,
             settings: Default::default(),
         };
-        Conditions::now(&args, health)
+        Measured {
+            requested: 9,
+            laps,
+            failures: Vec::new(),
+            warmup_failures: Vec::new(),
+            ended_early: None,
+            conditions: Conditions::now(&args, "true", health),
+        }
     }
 
-    fn sample(iteration: u32, create_ns: u64, exec_ns: u64) -> Sample {
-        Sample { iteration, tti_ns: create_ns + exec_ns, create_ns, exec_ns, destroy_ns: 31_000_000 }
+    fn lap(iteration: u32, begin_ns: u64, exec_ns: u64) -> Lap {
+        Lap { iteration, begin_ns, exec_ns, destroy_ns: 31_000_000 }
     }
 
     #[test]
     fn durations_are_readable_at_every_scale() {
-        let samples = vec![
-            sample(1, 812_345_678, 4_500_000),
-            sample(2, 798_000_000, 950_999),
-            sample(3, 1_204_000_000, 0),
-        ];
-        let outcome = Outcome::new(3, samples, Vec::new(), Vec::new(), None, conditions());
-        assert_snapshot!(Summary(&outcome).to_string());
+        let laps =
+            vec![lap(1, 812_345_678, 4_500_000), lap(2, 798_000_000, 950_999), lap(3, 1_204_000_000, 0)];
+        let outcome = Outcome::new(Measured { requested: 3, ..measured(laps) });
+        assert_snapshot!(outcome.summary());
     }
 
     #[test]
     fn what_went_wrong_is_said_loudly() {
-        let failure = |iteration, stage| Failure {
-            iteration,
-            stage,
-            sandbox_id: Some("sb-0123456789abcdef0123".parse().unwrap()),
-            code: None,
-            error: "broken".to_owned(),
-            may_leave_a_sandbox: stage == Stage::Destroy,
-            unreachable: false,
-        };
-        let failures = vec![failure(2, Stage::Exec), failure(2, Stage::Destroy), failure(3, Stage::Exec)];
-        let ended = Some(EndedEarly::Interrupted);
-        let some = Outcome::new(9, vec![sample(1, 5, 5)], failures, Vec::new(), ended, conditions());
-        let create = failure(1, Stage::Create);
-        let warm_up = vec![Failure { sandbox_id: None, may_leave_a_sandbox: true, ..create }];
-        let ended = Some(EndedEarly::ServerUnreachable);
-        let none = Outcome::new(9, Vec::new(), Vec::new(), warm_up, ended, conditions());
-        assert_snapshot!(format!("{}\n{}", Summary(&some), Summary(&none)));
+        let id = "sb-0123456789abcdef0123".parse().unwrap();
+        let failure = |iteration, stage| Failure::new(iteration, stage, Some(&id), "broken".to_owned());
+        let some = Outcome::new(Measured {
+            failures: vec![failure(2, Stage::Exec), failure(2, Stage::Destroy), failure(3, Stage::Exec)],
+            ended_early: Some(EndedEarly::Interrupted),
+            ..measured(vec![lap(1, 5, 5)])
+        });
+        let none = Outcome::new(Measured {
+            warmup_failures: vec![Failure::new(1, Stage::Create, None, "broken".to_owned())],
+            ended_early: Some(EndedEarly::ServerUnreachable),
+            ..measured(Vec::new())
+        });
+        assert_snapshot!(format!("{}\n{}", some.summary(), none.summary()));
     }
 }

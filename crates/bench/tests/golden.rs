@@ -3,7 +3,7 @@
 mod support;
 
 use insta::assert_snapshot;
-use manta_bench::{Client, run};
+use manta_bench::{Client, Conditions, restore, run};
 use serde_json::json;
 use support::{Answer, Server};
 
@@ -16,10 +16,30 @@ async fn the_json_object() {
     })
     .await;
     let mut outcome = run(server.args(2, 1)).await.unwrap();
-    outcome.conditions.started = "2026-11-23T12:00:00Z".to_owned();
-    outcome.conditions.started_unix_s = 1_795_435_200;
-    outcome.conditions.endpoint = "http://localhost:8080".to_owned();
-    outcome.conditions.client = Client {
+    pin(&mut outcome.conditions);
+    assert_snapshot!(redact(&serde_json::to_string_pretty(&outcome).unwrap()));
+}
+
+#[tokio::test]
+async fn the_json_object_of_restores() {
+    let server = Server::start(|route, n| match (route, n) {
+        ("restore", 1) => Answer::Instead(502, json!({"error": "no boot", "code": "boot_failed"})),
+        ("exec", 3) => Answer::Instead(200, json!({"stdout": "", "stderr": "no\n", "exit_code": 1})),
+        ("delete", 1) => Answer::Instead(500, json!({"error": "see the log", "code": "internal"})),
+        _ => Answer::Normal,
+    })
+    .await;
+    let mut outcome = restore::run(server.restore_args(2, 1)).await.unwrap();
+    pin(&mut outcome.conditions);
+    assert_snapshot!(redact(&serde_json::to_string_pretty(&outcome).unwrap()));
+}
+
+/// Where and when the golden files were measured.
+fn pin(conditions: &mut Conditions) {
+    conditions.started = "2026-11-23T12:00:00Z".to_owned();
+    conditions.started_unix_s = 1_795_435_200;
+    conditions.endpoint = "http://localhost:8080".to_owned();
+    conditions.client = Client {
         version: "0.1.0".to_owned(),
         cpu: Some("a cpu".to_owned()),
         cpus: Some(2),
@@ -29,7 +49,6 @@ async fn the_json_object() {
         load_average_start: Some([0.25, 0.5, 1.0]),
         load_average_end: Some([0.75, 0.5, 1.0]),
     };
-    assert_snapshot!(redact(&serde_json::to_string_pretty(&outcome).unwrap()));
 }
 
 /// Measured times, of which only the presence can be golden.
@@ -54,4 +73,18 @@ async fn without_a_success_the_percentiles_are_null_and_not_0() {
     let json = serde_json::to_string(&outcome).unwrap();
     let head = json.split(r#","failures""#).next().unwrap();
     assert_snapshot!(head.replace(",\"", ",\n\""));
+
+    let server = Server::start(|route, _| match route {
+        "restore" => Answer::Instead(502, json!({"error": "no boot", "code": "boot_failed"})),
+        _ => Answer::Normal,
+    })
+    .await;
+    let outcome = restore::run(server.restore_args(1, 0)).await.unwrap();
+    let json = serde_json::to_value(&outcome).unwrap();
+    for percentile in ["min", "p50", "p95", "p99", "max"] {
+        for what in ["restore_only", "restore_tti"] {
+            let key = format!("{what}_{percentile}_ns");
+            assert_eq!(json.get(&key), Some(&serde_json::Value::Null), "{key}");
+        }
+    }
 }

@@ -2,25 +2,13 @@
 
 mod support;
 
-use std::sync::{Mutex, PoisonError};
-
 use manta_bench::{EndedEarly, Outcome, Stage, run};
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::process::Signal;
+use support::signals::{alone, send};
 use support::{Answer, Script, Server};
-use tokio::runtime::Builder;
-
-/// A signal reaches every run and every runtime in the process: one at a time.
-static ALONE: Mutex<()> = Mutex::new(());
-
-/// Signals come from within the server's answers, when the run under test has long caught them.
-fn send(signal: Signal) {
-    kill_process(getpid(), signal).expect("a signal to this process");
-}
 
 fn interrupted(script: Script) -> (Outcome, Server) {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let (outcome, server) = runtime.block_on(async {
+    let (outcome, server) = alone(async {
         let server = Server::start(script).await;
         (run(server.args(50, 1)).await.expect("an outcome"), server)
     });

@@ -163,7 +163,7 @@ async fn an_exec_without_an_answer_ends_at_the_time_limit_and_its_sandbox_is_des
     })
     .await;
     let mut args = server.args(2, 0);
-    args.timeout = Duration::from_millis(300);
+    args.common.timeout = Duration::from_millis(300);
     let outcome = run(args).await.unwrap();
     assert_eq!(failures(&outcome), [(1, Stage::Exec, "POST /exec: no complete answer within 300ms")]);
     assert_eq!(outcome.iterations_success, 1);
@@ -180,7 +180,7 @@ async fn a_create_without_an_answer_may_leave_a_sandbox_and_a_refused_one_does_n
     })
     .await;
     let mut args = server.args(4, 0);
-    args.timeout = Duration::from_millis(300);
+    args.common.timeout = Duration::from_millis(300);
     let outcome = run(args).await.unwrap();
     let left: Vec<_> = outcome.failures.iter().map(|f| (f.iteration, f.may_leave_a_sandbox)).collect();
     assert_eq!(left, [(1, true), (2, false), (3, true)]);
@@ -208,7 +208,8 @@ async fn a_server_that_is_not_there_is_one_error() {
     socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
     let endpoint = format!("http://{}", socket.local_addr().unwrap());
     let server = Server::start(|_, _| Answer::Normal).await;
-    let args = BenchArgs { endpoint: endpoint.clone(), ..server.args(50, 5) };
+    let mut args = server.args(50, 5);
+    args.common.endpoint = endpoint.clone();
     let error = run(args).await.unwrap_err();
     assert!(matches!(error, BenchError::Unreachable { .. }), "{error:?}");
     assert_eq!(error.to_string(), format!("no server answers at {endpoint}"));
@@ -234,12 +235,13 @@ async fn a_server_that_goes_away_ends_the_run_with_what_was_measured() {
 async fn something_else_on_the_port_is_told_apart() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = Server::start(|_, _| Answer::Normal).await;
-    let args =
-        BenchArgs { endpoint: format!("http://{}", listener.local_addr().unwrap()), ..server.args(1, 0) };
+    let mut args = server.args(1, 0);
+    args.common.endpoint = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move { axum::serve(listener, axum::Router::new()).await });
     let error = run(args.clone()).await.unwrap_err();
     assert!(matches!(error, BenchError::Health { .. }), "{error:?}");
 
-    let error = run(BenchArgs { endpoint: "localhost".to_owned(), ..args }).await.unwrap_err();
+    args.common.endpoint = "localhost".to_owned();
+    let error = run(args).await.unwrap_err();
     assert!(matches!(error, BenchError::Endpoint(_)), "{error:?}");
 }

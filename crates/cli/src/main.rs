@@ -19,8 +19,12 @@ enum Command {
     Server(Box<manta_server::ServerArgs>),
     /// Measure the time from creating a sandbox to the output of its first command
     Bench(manta_bench::BenchArgs),
+    /// Measure the time from restoring a snapshot to the output of the first command
+    BenchRestore(manta_bench::restore::RestoreArgs),
     /// Build the guest's kernel and root file system
     Image(manta_image::ImageArgs),
+    /// List, delete and clean up snapshots on the disk, without a server
+    Snapshot(manta_server::SnapshotArgs),
     /// Check everything the server needs, and say what to do about each finding
     Doctor(Box<manta_server::DoctorArgs>),
 }
@@ -29,7 +33,9 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Server(args) => report(manta_server::main(*args)),
         Command::Bench(args) => manta_bench::main(args),
+        Command::BenchRestore(args) => manta_bench::restore::main(args),
         Command::Image(args) => report(manta_image::main(args)),
+        Command::Snapshot(args) => report(manta_server::snapshot(&args)),
         Command::Doctor(args) => match manta_server::doctor(&args) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,

@@ -13,6 +13,14 @@ pub enum Call {
     Exec,
     /// `POST /destroy`
     Destroy,
+    /// `POST /snapshot/create`
+    SnapshotCreate,
+    /// `POST /snapshot/restore`
+    SnapshotRestore,
+    /// `POST /snapshot/delete`
+    SnapshotDelete,
+    /// `GET /snapshot/list`
+    Snapshots,
     /// `GET /sandboxes`
     Sandboxes,
     /// `GET /healthz`
@@ -27,6 +35,10 @@ impl Call {
             Self::Create => "/create",
             Self::Exec => "/exec",
             Self::Destroy => "/destroy",
+            Self::SnapshotCreate => "/snapshot/create",
+            Self::SnapshotRestore => "/snapshot/restore",
+            Self::SnapshotDelete => "/snapshot/delete",
+            Self::Snapshots => "/snapshot/list",
             Self::Sandboxes => "/sandboxes",
             Self::Health => "/healthz",
         }
@@ -34,8 +46,13 @@ impl Call {
 
     pub(crate) fn method(self) -> Method {
         match self {
-            Self::Create | Self::Exec | Self::Destroy => Method::POST,
-            Self::Sandboxes | Self::Health => Method::GET,
+            Self::Create
+            | Self::Exec
+            | Self::Destroy
+            | Self::SnapshotCreate
+            | Self::SnapshotRestore
+            | Self::SnapshotDelete => Method::POST,
+            Self::Snapshots | Self::Sandboxes | Self::Health => Method::GET,
         }
     }
 }

@@ -11,7 +11,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use manta_api::{
     CreateRequest, CreateResponse, DestroyRequest, DestroyResponse, ErrorBody, ExecRequest, ExecResponse,
-    Health, SandboxId, SandboxList,
+    Health, SandboxId, SandboxList, SnapshotCreateRequest, SnapshotCreateResponse, SnapshotDeleteRequest,
+    SnapshotDeleteResponse, SnapshotId, SnapshotList, SnapshotRestoreRequest,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -93,6 +94,43 @@ impl Client {
     /// Any [`ClientError`] but `Endpoint`. Destroying is idempotent: it may be tried again.
     pub async fn destroy(&self, id: &SandboxId) -> Result<DestroyResponse, ClientError> {
         self.post(Call::Destroy, &DestroyRequest { sandbox_id: id.clone() }).await
+    }
+
+    /// `POST /snapshot/create`: saves a running sandbox, which goes on running, under a name if one is given.
+    ///
+    /// # Errors
+    /// Any [`ClientError`] but `Endpoint`. After `Exchange`, `Timeout`, `Body` or `Decode` a snapshot may
+    /// exist: [`Client::snapshots`] has it, by its sandbox.
+    pub async fn snapshot(
+        &self,
+        id: &SandboxId,
+        name: Option<String>,
+    ) -> Result<SnapshotCreateResponse, ClientError> {
+        self.post(Call::SnapshotCreate, &SnapshotCreateRequest { sandbox_id: id.clone(), name }).await
+    }
+
+    /// `POST /snapshot/restore`: a new sandbox that begins where the snapshot was taken.
+    ///
+    /// # Errors
+    /// As of [`Client::create`]; [`Client::sandboxes`] has the sandbox whose id got lost, by its snapshot.
+    pub async fn restore(&self, id: &SnapshotId) -> Result<CreateResponse, ClientError> {
+        self.post(Call::SnapshotRestore, &SnapshotRestoreRequest { snapshot_id: id.clone() }).await
+    }
+
+    /// `POST /snapshot/delete`: sandboxes restored from it are not touched.
+    ///
+    /// # Errors
+    /// Any [`ClientError`] but `Endpoint`. A snapshot that is not there is one: `snapshot_not_found`.
+    pub async fn delete_snapshot(&self, id: &SnapshotId) -> Result<SnapshotDeleteResponse, ClientError> {
+        self.post(Call::SnapshotDelete, &SnapshotDeleteRequest { snapshot_id: id.clone() }).await
+    }
+
+    /// `GET /snapshot/list`: the snapshots that exist.
+    ///
+    /// # Errors
+    /// Any [`ClientError`] but `Endpoint`.
+    pub async fn snapshots(&self) -> Result<SnapshotList, ClientError> {
+        self.call(Call::Snapshots, Vec::new()).await
     }
 
     /// `GET /sandboxes`: those that exist.

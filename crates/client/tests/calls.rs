@@ -11,11 +11,15 @@ use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::serve::ListenerExt;
-use manta_api::{DestroyStatus, ErrorCode, ExecRequest, HealthStatus, OutputEncoding, SandboxId};
+use manta_api::{
+    DestroyStatus, ErrorCode, ExecRequest, HealthStatus, OutputEncoding, SandboxId, SnapshotDeleteStatus,
+    SnapshotId,
+};
 use manta_client::{Call, Client, ClientError};
 use tokio::net::TcpListener;
 
 const ID: &str = "sb-0123456789abcdef0123";
+const SNAPSHOT: &str = "snap-0123456789abcdef0123";
 
 #[derive(Clone, Default)]
 struct Seen {
@@ -88,6 +92,59 @@ async fn destroy_names_the_sandbox() {
     let gone = client.destroy(&id).await.unwrap();
     assert_eq!((gone.sandbox_id, gone.status), (id, DestroyStatus::Destroyed));
     assert_eq!(*seen.requests.lock().unwrap(), [format!(r#"POST /destroy {{"sandbox_id":"{ID}"}}"#)]);
+}
+
+#[tokio::test]
+async fn a_snapshot_has_a_name_only_if_it_is_given_one() {
+    let (client, seen) = server(200, r#"{"snapshot_id":"snap-0123456789abcdef0123","pause_us":1500}"#).await;
+    let id: SandboxId = ID.parse().unwrap();
+    let made = client.snapshot(&id, None).await.unwrap();
+    assert_eq!((made.snapshot_id.as_str(), made.pause_us), (SNAPSHOT, 1500));
+    client.snapshot(&id, Some("ready".to_owned())).await.unwrap();
+    assert_eq!(
+        *seen.requests.lock().unwrap(),
+        [
+            format!(r#"POST /snapshot/create {{"sandbox_id":"{ID}"}}"#),
+            format!(r#"POST /snapshot/create {{"sandbox_id":"{ID}","name":"ready"}}"#),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn restore_names_the_snapshot_and_gives_a_sandbox() {
+    let (client, seen) = server(200, r#"{"sandbox_id":"sb-0123456789abcdef0123"}"#).await;
+    let restored = client.restore(&SNAPSHOT.parse().unwrap()).await.unwrap();
+    assert_eq!(restored.sandbox_id.as_str(), ID);
+    let sent = format!(r#"POST /snapshot/restore {{"snapshot_id":"{SNAPSHOT}"}}"#);
+    assert_eq!(*seen.requests.lock().unwrap(), [sent]);
+}
+
+#[tokio::test]
+async fn deleting_a_snapshot_names_it_and_tells_one_that_is_not_there() {
+    let id: SnapshotId = SNAPSHOT.parse().unwrap();
+    let answer = r#"{"snapshot_id":"snap-0123456789abcdef0123","status":"deleted"}"#;
+    let (client, seen) = server(200, answer).await;
+    let gone = client.delete_snapshot(&id).await.unwrap();
+    assert_eq!((&gone.snapshot_id, gone.status), (&id, SnapshotDeleteStatus::Deleted));
+    let sent = format!(r#"POST /snapshot/delete {{"snapshot_id":"{SNAPSHOT}"}}"#);
+    assert_eq!(*seen.requests.lock().unwrap(), [sent]);
+
+    let (client, _) = server(404, r#"{"error":"no such snapshot","code":"snapshot_not_found"}"#).await;
+    let error = client.delete_snapshot(&id).await.unwrap_err();
+    let ClientError::Api { call, status: 404, body } = error else { panic!("{error:?}") };
+    assert_eq!((call, body.code), (Call::SnapshotDelete, ErrorCode::SnapshotNotFound));
+}
+
+#[tokio::test]
+async fn snapshots_are_read() {
+    let answer = r#"{"snapshots":[{"id":"snap-0123456789abcdef0123","created_unix_ms":1,
+        "sandbox_id":"sb-0123456789abcdef0123","vmm":"qemu","vmm_version":"10.0.2","vcpus":1,"mem_mib":256,
+        "disk_bytes":{"state":1,"memory":2,"disk":4},"restorable":true,"a_later_field":1}]}"#;
+    let (client, seen) = server(200, answer).await;
+    let list = client.snapshots().await.unwrap().snapshots;
+    let [snapshot] = &list[..] else { panic!("{list:?}") };
+    assert_eq!((snapshot.id.as_str(), snapshot.disk_bytes.total()), (SNAPSHOT, 7));
+    assert_eq!(*seen.requests.lock().unwrap(), ["GET /snapshot/list "]);
 }
 
 #[tokio::test]

@@ -6,6 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use manta_host::disk::ensure_empty_ext4;
+use manta_host::net::GUEST;
+use manta_vmm::VmSpec;
 
 use crate::config::EngineConfig;
 use crate::dirs::make_dir;
@@ -38,6 +40,20 @@ impl Artifacts {
             .map_err(StartError::host("make the empty disk that guests' disks are cloned from"))?;
         remove_others(&dir, &[&initramfs, &empty_disk]);
         Ok(Self { kernel: config.kernel.clone(), rootfs: config.rootfs.clone(), initramfs, empty_disk })
+    }
+
+    /// The machine every sandbox is, with `disk` as its own.
+    pub(crate) fn spec(&self, config: &EngineConfig, disk: PathBuf) -> VmSpec {
+        VmSpec {
+            kernel: self.kernel.clone(),
+            initramfs: self.initramfs.clone(),
+            rootfs: self.rootfs.clone(),
+            disk,
+            vcpus: config.vcpus,
+            mem_mib: config.mem_mib,
+            mac: GUEST.mac,
+            vsock_port: config.vsock_port,
+        }
     }
 }
 

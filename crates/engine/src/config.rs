@@ -35,6 +35,14 @@ pub struct EngineConfig {
     pub dns: Vec<Ipv4Addr>,
     /// Network slots kept ready.
     pub netns_pool_size: usize,
+    /// Whether new sandboxes are restored from a golden snapshot; else each boots.
+    pub golden_snapshot: bool,
+    /// Most snapshots kept.
+    pub max_snapshots: usize,
+    /// Most bytes they may take on the disk, together.
+    pub max_snapshot_bytes: u64,
+    /// VMM processes kept waiting for the golden snapshot.
+    pub vmm_pool_size: usize,
     /// Most sandboxes at once.
     pub max_sandboxes: usize,
     /// vsock port of the agent.

@@ -12,6 +12,16 @@ pub(crate) fn sandboxes(config: &EngineConfig) -> PathBuf {
     config.work_dir.join("sandboxes")
 }
 
+/// Users' snapshots below a work directory, each under its id.
+pub(crate) fn snapshots(work_dir: &Path) -> PathBuf {
+    work_dir.join("snapshots")
+}
+
+/// The snapshot that new sandboxes begin with, under its id.
+pub(crate) fn golden(work_dir: &Path) -> PathBuf {
+    work_dir.join("golden")
+}
+
 /// A directory that others may pass through but not list.
 pub(crate) fn make_dir(path: &Path) -> Result<(), StartError> {
     let failed = |source| StartError::Path { action: "make directory", path: path.to_owned(), source };

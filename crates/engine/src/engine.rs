@@ -1,14 +1,14 @@
 //! The way in: a table of sandboxes and what they share.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use manta_api::{SandboxId, SandboxInfo, SandboxState};
+use manta_api::{SandboxId, SandboxInfo, SandboxState, SnapshotId, SnapshotInfo};
 use manta_host::disk::{CloneMode, reflink_supported};
 use manta_host::lock::{ServerLock, WorkDirLock};
 use manta_host::net::{GUEST, HostNetwork};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -17,12 +17,16 @@ use crate::agent::ExecOutput;
 use crate::artifacts::Artifacts;
 use crate::config::EngineConfig;
 use crate::confine::Confinement;
-use crate::dirs::{make_dir, sandboxes};
+use crate::dirs::{self, make_dir, sandboxes};
 use crate::error::{EngineError, StartError};
 use crate::exec::ExecSpec;
+use crate::fingerprint;
+use crate::prepared::{Prepared, PreparedVms};
+use crate::resources::{Resources, Start};
 use crate::sandbox::Handle;
 use crate::shared::{Shared, random};
 use crate::slots::Slots;
+use crate::snapshots::{Limits, Order, SnapshotName, Store, StoreError, Stored, blocking, golden};
 use crate::sweep::sweep;
 use crate::table::Table;
 
@@ -35,8 +39,24 @@ pub struct Engine {
     shared: Shared,
     table: Arc<Table>,
     capacity: Arc<Semaphore>,
+    snapshots: Store,
+    templates: Store,
+    golden: Mutex<Golden>,
+    prepared: Arc<PreparedVms>,
     degraded: Vec<String>,
     _locks: (ServerLock, WorkDirLock),
+}
+
+/// What new sandboxes begin with.
+#[derive(Debug)]
+enum Golden {
+    /// By configuration, none.
+    Off,
+    /// None yet.
+    Missing,
+    Ready(Arc<Stored>),
+    /// None, for this reason.
+    Failed(String),
 }
 
 /// What a shutdown left undone.
@@ -68,6 +88,12 @@ impl Engine {
         }
         sweep(&sandboxes(&config)).map_err(StartError::host("remove what a killed server left behind"))?;
         let artifacts = Artifacts::prepare(&config)?;
+        let machine = fingerprint::machine(&config, &artifacts)
+            .map_err(StartError::host("take the fingerprint of what snapshots depend on"))?;
+        let limits = Limits { max_snapshots: config.max_snapshots, max_bytes: config.max_snapshot_bytes };
+        let opened = |store: Result<Store, StoreError>| store.map_err(StartError::host("open the snapshots"));
+        let snapshots = opened(Store::open(&dirs::snapshots(&config.work_dir), limits))?;
+        let templates = opened(Store::open(&dirs::golden(&config.work_dir), Limits::NONE))?;
         let host = HostNetwork::set_up(config.egress.as_deref())
             .map_err(StartError::host("set up the host's side of the sandboxes' network"))?;
 
@@ -88,13 +114,59 @@ impl Engine {
         let shared = Shared {
             config: Arc::new(config),
             artifacts: Arc::new(artifacts),
+            machine: Arc::new(machine),
             confinement,
             slots: slots.clone(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
         shared.tasks.spawn(slots.keep_full(shared.stop.clone()));
-        Ok(Self { shared, table: Arc::default(), capacity, degraded, _locks: (server_lock, work_dir_lock) })
+        let prepared = PreparedVms::new(shared.config.vmm_pool_size);
+        shared.tasks.spawn(prepared.clone().keep_full(shared.clone()));
+        let golden = if shared.config.golden_snapshot { Golden::Missing } else { Golden::Off };
+        Ok(Self {
+            shared,
+            table: Arc::default(),
+            capacity,
+            snapshots,
+            templates,
+            golden: Mutex::new(golden),
+            prepared,
+            degraded,
+            _locks: (server_lock, work_dir_lock),
+        })
+    }
+
+    /// Makes sure that there is a golden snapshot for these settings, if there is to be one. Seconds, when it has
+    /// to be made. Failing that, sandboxes boot, and [`Self::degraded`] says why.
+    pub async fn prepare(&self) {
+        if !self.shared.config.golden_snapshot {
+            return;
+        }
+        let golden = match self.find_or_make_golden().await {
+            Ok(stored) => {
+                self.prepared.set(Some(stored.clone()));
+                Golden::Ready(stored)
+            }
+            Err(error) => {
+                warn!(%error, "no golden snapshot: every sandbox boots");
+                Golden::Failed(error.to_string())
+            }
+        };
+        *self.golden() = golden;
+    }
+
+    async fn find_or_make_golden(&self) -> Result<Arc<Stored>, EngineError> {
+        let (templates, machine) = (self.templates.clone(), self.shared.machine.clone());
+        if let Some(stored) = blocking(move || templates.golden(&machine)).await? {
+            info!(snapshot_id = %stored.manifest.id, "golden snapshot found");
+            return Ok(stored);
+        }
+        info!("making the golden snapshot");
+        let id = self.begin(Start::Boot, self.admit()?).await?;
+        let made = golden::make(&self.handle(&id)?, self.templates.clone()).await;
+        self.destroy(&id).await?;
+        made
     }
 
     /// A new sandbox, ready for commands. Dropping this takes apart what was begun.
@@ -103,18 +175,70 @@ impl Engine {
     /// [`EngineError::HostFull`], [`EngineError::ShuttingDown`], [`EngineError::BootFailed`] or
     /// [`EngineError::Host`]; nothing is left of it then.
     pub async fn create(&self) -> Result<SandboxId, EngineError> {
+        let permit = self.admit()?;
+        let golden = match &*self.golden() {
+            Golden::Ready(stored) => Some(stored.clone()),
+            _ => None,
+        };
+        let Some(golden) = golden else { return self.begin(Start::Boot, permit).await };
+        let checked = golden.clone();
+        match blocking(move || checked.check()).await {
+            Ok(()) => match self.prepared.claim(&golden, &self.shared).await {
+                Some(Prepared { id, resources, .. }) => {
+                    self.begin_with(id, Start::Restore(golden), resources, permit).await
+                }
+                None => self.begin(Start::Restore(golden), permit).await,
+            },
+            Err(error) => {
+                warn!(%error, "the golden snapshot is of no use any more: every sandbox boots");
+                *self.golden() = Golden::Failed(error.to_string());
+                self.prepared.set(None);
+                self.begin(Start::Boot, permit).await
+            }
+        }
+    }
+
+    /// A new sandbox that goes on where a snapshot was taken. Dropping this takes apart what was begun.
+    ///
+    /// # Errors
+    /// As [`Self::create`], and [`EngineError::SnapshotNotFound`], [`EngineError::SnapshotIncompatible`] or
+    /// [`EngineError::SnapshotDamaged`].
+    pub async fn restore(&self, id: &SnapshotId) -> Result<SandboxId, EngineError> {
+        let permit = self.admit()?;
+        let (snapshots, machine, id) = (self.snapshots.clone(), self.shared.machine.clone(), id.clone());
+        let stored = blocking(move || snapshots.get(&id, &machine)).await?;
+        self.begin(Start::Restore(stored), permit).await
+    }
+
+    /// A place among all sandboxes.
+    fn admit(&self) -> Result<OwnedSemaphorePermit, EngineError> {
         if self.shared.stop.is_cancelled() {
             return Err(EngineError::ShuttingDown);
         }
         let limit = self.shared.config.max_sandboxes;
-        let permit =
-            self.capacity.clone().try_acquire_owned().map_err(|_| EngineError::HostFull { limit })?;
-        let id = SandboxId::from_random(random()?);
+        self.capacity.clone().try_acquire_owned().map_err(|_| EngineError::HostFull { limit })
+    }
+
+    async fn begin(&self, start: Start, permit: OwnedSemaphorePermit) -> Result<SandboxId, EngineError> {
+        self.begin_with(SandboxId::from_random(random()?), start, Resources::default(), permit).await
+    }
+
+    async fn begin_with(
+        &self,
+        id: SandboxId,
+        start: Start,
+        resources: Resources,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<SandboxId, EngineError> {
         let info = SandboxInfo {
             id: id.clone(),
             state: SandboxState::Creating,
             reason: None,
             vmm: self.shared.config.vmm.info().kind.to_string(),
+            snapshot_id: match &start {
+                Start::Restore(stored) => Some(stored.manifest.id.clone()),
+                Start::Boot => None,
+            },
             created_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
             pid: None,
             guest_address: GUEST.address,
@@ -122,11 +246,46 @@ impl Engine {
         };
         let (created, outcome) = oneshot::channel();
         let shared = self.shared.clone();
-        let handle = self.table.insert(&id, |ended| Handle::start(info, shared, permit, created, ended));
+        let handle =
+            self.table.insert(&id, |ended| Handle::start(info, start, resources, shared, permit, created, ended));
         let guard = handle.leave_on_drop();
         outcome.await.unwrap_or(Err(EngineError::ShuttingDown))?;
         guard.disarm();
         Ok(id)
+    }
+
+    /// Saves a running sandbox, which goes on running. Dropping this leaves no snapshot.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::NotRunning`], [`EngineError::BadRequest`] for a name that is
+    /// none, and those that are about snapshots; nothing is left of it then.
+    pub async fn snapshot(
+        &self,
+        id: &SandboxId,
+        name: Option<&str>,
+    ) -> Result<(SnapshotId, Duration), EngineError> {
+        let name = name.map(str::parse::<SnapshotName>).transpose();
+        let name = name.map_err(|error| EngineError::BadRequest(error.to_string()))?;
+        let stored = self.handle(id)?.snapshot(Order { store: self.snapshots.clone(), name }).await?;
+        Ok((stored.manifest.id.clone(), Duration::from_micros(stored.manifest.pause_us)))
+    }
+
+    /// All snapshots, oldest first.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`].
+    pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, EngineError> {
+        let (snapshots, machine) = (self.snapshots.clone(), self.shared.machine.clone());
+        blocking(move || Ok(snapshots.list(&machine))).await
+    }
+
+    /// Deletes a snapshot; sandboxes restored from it live on.
+    ///
+    /// # Errors
+    /// [`EngineError::SnapshotNotFound`] or [`EngineError::Host`].
+    pub async fn delete_snapshot(&self, id: &SnapshotId) -> Result<(), EngineError> {
+        let (snapshots, id) = (self.snapshots.clone(), id.clone());
+        blocking(move || snapshots.delete(&id)).await
     }
 
     /// Runs a command in a sandbox. Dropping this kills it.
@@ -165,8 +324,14 @@ impl Engine {
 
     /// What is not as it should be, and what to do about it.
     #[must_use]
-    pub fn degraded(&self) -> &[String] {
-        &self.degraded
+    pub fn degraded(&self) -> Vec<String> {
+        let golden = match &*self.golden() {
+            Golden::Failed(reason) => Some(format!(
+                "no golden snapshot, so every sandbox boots, in seconds: {reason}; restart the server to try again"
+            )),
+            _ => None,
+        };
+        self.degraded.iter().cloned().chain(golden).collect()
     }
 
     /// The settings in force.
@@ -196,6 +361,10 @@ impl Engine {
         }
         info!(problems = ?report.problems, "shut down");
         report
+    }
+
+    fn golden(&self) -> MutexGuard<'_, Golden> {
+        self.golden.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn handle(&self, id: &SandboxId) -> Result<Handle, EngineError> {

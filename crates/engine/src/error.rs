@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use manta_api::{SandboxId, SandboxState};
+use manta_api::{SandboxId, SandboxState, SnapshotId};
 use thiserror::Error;
 
 use crate::agent::Output;
@@ -86,6 +86,39 @@ pub enum EngineError {
         /// What was being done.
         stage: &'static str,
         /// What went wrong, with console text when there is any.
+        reason: String,
+    },
+    /// No such snapshot now; perhaps it was deleted.
+    #[error("there is no snapshot {0}")]
+    SnapshotNotFound(SnapshotId),
+    /// Names are unique.
+    #[error("there is a snapshot named {0} already; delete it, or choose another name")]
+    SnapshotNameTaken(String),
+    /// It was made on, or of, something else.
+    #[error("snapshot {id} cannot be restored here: {}", differences.join("; "))]
+    SnapshotIncompatible {
+        /// Which.
+        id: SnapshotId,
+        /// One sentence each.
+        differences: Vec<String>,
+    },
+    /// Its files are not what was written.
+    #[error("snapshot {id} is damaged: {reason}")]
+    SnapshotDamaged {
+        /// Which.
+        id: SnapshotId,
+        /// Which file, and how.
+        reason: String,
+    },
+    /// A limit, or the disk.
+    #[error("{0}")]
+    SnapshotStorageFull(String),
+    /// The sandbox could not be saved; it runs on if it can.
+    #[error("the snapshot failed while {stage}: {reason}")]
+    SnapshotFailed {
+        /// What was being done.
+        stage: &'static str,
+        /// What went wrong.
         reason: String,
     },
     /// The host failed us.

@@ -67,6 +67,9 @@ pub(crate) async fn run(
         Some(Ok(Err(AgentError::TooLong(reason)))) => Err(EngineError::BadRequest(reason)),
         Some(Ok(Err(AgentError::Timeout(after)))) => Err(EngineError::GuestTimeout { id, after, output }),
         Some(Ok(Err(AgentError::Gone(reason)))) => Err(EngineError::GuestGone { id, reason, output }),
+        Some(Ok(Err(error @ AgentError::LinkLost))) => {
+            Err(EngineError::GuestGone { id, reason: error.to_string(), output })
+        }
         Some(Ok(Err(AgentError::Refused(words)))) => {
             let reason = format!(
                 "its agent refused the command: {}",

@@ -11,11 +11,15 @@ mod dirs;
 mod engine;
 mod error;
 mod exec;
+mod fingerprint;
+mod guest;
 mod lifecycle;
+mod prepared;
 mod resources;
 mod sandbox;
 mod shared;
 mod slots;
+mod snapshots;
 mod sweep;
 mod table;
 
@@ -24,3 +28,6 @@ pub use config::EngineConfig;
 pub use engine::{Engine, ShutdownReport};
 pub use error::{EngineError, StartError};
 pub use exec::ExecSpec;
+pub use snapshots::{
+    GcReport, LockedSnapshotDir, OfflineError, RemovedSnapshot, SavedMachine, SavedSnapshot, SnapshotDir,
+};

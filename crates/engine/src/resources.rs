@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use manta_agent_proto::Network;
+use manta_agent_proto::{Identity, Network};
 use manta_api::{SandboxId, SandboxState};
 use manta_host::disk::clone_file;
-use manta_host::net::NetSlot;
+use manta_host::net::{GUEST, NetSlot};
 use manta_host::process::Credentials;
-use manta_vmm::{Exit, MicroVm, Place, VmSpec, VmmError};
+use manta_vmm::{Exit, MicroVm, Origin, Place, VmmError};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -20,10 +20,15 @@ use tracing::{error, info, warn};
 use crate::agent::{End, Session};
 use crate::dirs::remove_dir;
 use crate::error::{EngineError, chain};
-use crate::shared::{Shared, random};
+use crate::guest;
+use crate::shared::Shared;
+use crate::snapshots::{Stored, Subject};
 
 /// A dead VMM's sockets close this long, at most, before its end is seen.
 const DYING: Duration = Duration::from_millis(500);
+
+/// A sandbox's own disk, in its directory.
+const DISK: &str = "disk.ext4";
 
 /// What ended, and why.
 #[derive(Debug)]
@@ -32,6 +37,15 @@ pub(crate) enum Death {
     Vmm(String),
     /// Only the connection to the agent.
     Session(End),
+}
+
+/// What a sandbox begins with.
+#[derive(Debug, Clone)]
+pub(crate) enum Start {
+    /// An empty machine.
+    Boot,
+    /// A snapshot; its files are checked again.
+    Restore(Arc<Stored>),
 }
 
 /// Everything of one sandbox.
@@ -44,11 +58,26 @@ pub(crate) struct Resources {
 }
 
 impl Resources {
-    /// All the way to a configured guest. Must be awaited to its end: `leave` ends its waits early, with
-    /// whatever was reached in `self`.
+    /// All the way to an adopted guest, from whatever was reached before. Must be awaited to its end: `leave` ends
+    /// its waits early, with whatever was reached in `self`.
     pub(crate) async fn bring_up(
         &mut self,
         id: &SandboxId,
+        start: &Start,
+        shared: &Shared,
+        leave: &CancellationToken,
+    ) -> Result<(), EngineError> {
+        if self.vm.is_none() {
+            self.prepare(id, start, shared, leave).await?;
+        }
+        self.wake(id, shared, leave).await
+    }
+
+    /// Up to a VMM that waits to be started; as [`Self::bring_up`].
+    pub(crate) async fn prepare(
+        &mut self,
+        id: &SandboxId,
+        start: &Start,
         shared: &Shared,
         leave: &CancellationToken,
     ) -> Result<(), EngineError> {
@@ -57,16 +86,20 @@ impl Resources {
         let slot = shared.slots.acquire().await.map_err(host("acquiring a network slot"))?;
         let (index, netns, tap_name) =
             (slot.index(), Arc::new(slot.netns().clone()), slot.tap_name().to_owned());
-        let (guest, credentials) = (slot.guest(), shared.confinement.credentials(index));
+        let credentials = shared.confinement.credentials(index);
         clock.passed("network");
 
         let dir = shared.sandbox_dir(id);
         self.dir = Some(dir.clone());
-        let disk = dir.join("disk.ext4");
+        let disk = dir.join(DISK);
         let prepared = spawn_blocking({
             let (owner, dir, disk, shared) = (credentials.clone(), dir.clone(), disk.clone(), shared.clone());
+            let original = match start {
+                Start::Boot => shared.artifacts.empty_disk.clone(),
+                Start::Restore(stored) => stored.disk(),
+            };
             move || {
-                let made = make_disk(&dir, &disk, &owner, &shared);
+                let made = make_disk(&dir, &original, &disk, &owner, &shared);
                 let tap = made.and_then(|()| slot.open_tap().map_err(|error| chain(&error)));
                 (slot, tap)
             }
@@ -80,17 +113,12 @@ impl Resources {
         }
 
         let place = Place { dir, netns, tap_name, tap, credentials };
-        let spec = VmSpec {
-            kernel: shared.artifacts.kernel.clone(),
-            initramfs: shared.artifacts.initramfs.clone(),
-            rootfs: shared.artifacts.rootfs.clone(),
-            disk,
-            vcpus: config.vcpus,
-            mem_mib: config.mem_mib,
-            mac: guest.mac,
-            vsock_port: config.vsock_port,
+        let spec = shared.artifacts.spec(config, disk);
+        let origin = match start {
+            Start::Boot => Origin::Boot,
+            Start::Restore(stored) => Origin::Snapshot(stored.files()),
         };
-        let vm: Arc<dyn MicroVm> = match config.vmm.spawn(place, &spec).await {
+        let vm: Arc<dyn MicroVm> = match config.vmm.spawn(place, &spec, &origin).await {
             Ok(vm) => Arc::from(vm),
             Err(error) => {
                 if matches!(error, VmmError::Unkillable { .. }) {
@@ -99,27 +127,34 @@ impl Resources {
                 return Err(boot("starting the VMM")(chain(&error)));
             }
         };
-        self.vm = Some(vm.clone());
+        self.vm = Some(vm);
         clock.passed("spawn");
+        info!(sandbox_id = %id, total_ms = clock.total_ms(), stages = clock.text, "prepared");
+        Ok(())
+    }
 
+    /// From a VMM that waits to an adopted guest; as [`Self::bring_up`].
+    async fn wake(
+        &mut self,
+        id: &SandboxId,
+        shared: &Shared,
+        leave: &CancellationToken,
+    ) -> Result<(), EngineError> {
+        let mut clock = Stages::start();
+        let config = &shared.config;
+        let Some(vm) = self.vm.clone() else { return Err(boot("starting the guest")("no VMM".to_owned())) };
         let network = Network {
-            address: guest.address,
-            prefix_len: guest.prefix_len,
-            gateway: guest.gateway,
+            address: GUEST.address,
+            prefix_len: GUEST.prefix_len,
+            gateway: GUEST.gateway,
             dns: config.dns.clone(),
-            hostname: id.to_string(),
         };
+        let identity: Identity = guest::identity(id, network)?;
         let up = async {
-            vm.boot().await.map_err(|error| boot("starting the guest")(chain(&error)))?;
-            let stream =
-                vm.connect_agent().await.map_err(|error| boot("waiting for the agent")(chain(&error)))?;
-            clock.passed("boot");
-            let session = Session::open(stream, nonce()?).await;
-            let session = session.map_err(|error| boot("waiting for the agent")(error.to_string()))?;
-            clock.passed("agent");
-            let configured = session.configure(network, config.agent_call_timeout).await;
-            configured.map_err(|error| boot("configuring the guest's network")(error.to_string()))?;
-            clock.passed("configure");
+            vm.start().await.map_err(|error| boot("starting the guest")(chain(&error)))?;
+            clock.passed("start");
+            let session = guest::connect(&*vm, Some(identity), config).await?;
+            clock.passed("adopt");
             Ok(session)
         };
         let up = tokio::select! {
@@ -165,19 +200,31 @@ impl Resources {
         self.session = None;
         let Some(vm) = &self.vm else { return Err("there is no microVM".to_owned()) };
         let limit = shared.config.agent_dial_timeout;
-        let dial = async {
-            let nonce = nonce().map_err(|error| error.to_string())?;
-            let stream = vm.connect_agent().await.map_err(|error| chain(&error))?;
-            Session::open(stream, nonce).await.map_err(|error| error.to_string())
-        };
-        let session = tokio::time::timeout(limit, dial).await;
-        self.session = Some(session.map_err(|_| format!("no hello within {} ms", limit.as_millis()))??);
+        let session = tokio::time::timeout(limit, guest::connect(&**vm, None, &shared.config)).await;
+        let session = session.map_err(|_| format!("no hello within {} ms", limit.as_millis()))?;
+        self.session = Some(session.map_err(|error| error.to_string())?);
         Ok(())
     }
 
     /// Where the VMM process is.
     pub(crate) fn pid(&self) -> Option<u32> {
         self.vm.as_ref().map(|vm| vm.pid())
+    }
+
+    /// Whether there is a VMM that has not ended.
+    pub(crate) async fn is_alive(&self) -> bool {
+        let Some(vm) = &self.vm else { return false };
+        tokio::select! {
+            biased;
+            _ = vm.exited() => false,
+            () = std::future::ready(()) => true,
+        }
+    }
+
+    /// What a snapshot is taken of; none while there is no running guest.
+    pub(crate) fn subject(&self) -> Option<Subject> {
+        let disk = self.dir.as_ref()?.join(DISK);
+        Some(Subject { vm: self.vm.clone()?, session: self.session.clone()?, disk })
     }
 
     /// The address that stands for the sandbox on the host.
@@ -236,10 +283,15 @@ impl Drop for Resources {
     }
 }
 
-fn make_disk(dir: &Path, disk: &Path, owner: &Credentials, shared: &Shared) -> Result<(), String> {
+fn make_disk(
+    dir: &Path,
+    original: &Path,
+    disk: &Path,
+    owner: &Credentials,
+    shared: &Shared,
+) -> Result<(), String> {
     fs::create_dir(dir).map_err(|error| format!("cannot make {}: {error}", dir.display()))?;
-    clone_file(&shared.artifacts.empty_disk, disk, shared.config.clone_mode)
-        .map_err(|error| chain(&error))?;
+    clone_file(original, disk, shared.config.clone_mode).map_err(|error| chain(&error))?;
     for path in [dir, disk] {
         chown(path, Some(owner.uid), Some(owner.gid))
             .map_err(|error| format!("cannot give {} to its VMM: {error}", path.display()))?;
@@ -283,11 +335,6 @@ fn left(id: &SandboxId, shared: &Shared) -> EngineError {
     } else {
         EngineError::NotRunning { id: id.clone(), state: SandboxState::Stopped, reason: None }
     }
-}
-
-/// A number no earlier session had.
-fn nonce() -> Result<u64, EngineError> {
-    Ok(u64::from_le_bytes(random()?))
 }
 
 fn host(stage: &'static str) -> impl FnOnce(String) -> EngineError {

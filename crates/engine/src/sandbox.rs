@@ -1,10 +1,11 @@
 //! One sandbox: a task that owns its resources, and the handle others talk to it through.
 //! The life it leads is drawn in [`crate::lifecycle`].
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use manta_api::{SandboxId, SandboxInfo, SandboxState};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::warn;
@@ -13,17 +14,34 @@ use crate::agent::ExecOutput;
 use crate::error::EngineError;
 use crate::exec::{self, ExecSpec};
 use crate::lifecycle::takes_commands;
-use crate::resources::{Death, Resources};
+use crate::resources::{Death, Resources, Start};
 use crate::shared::Shared;
+use crate::snapshots::{Order, Stored, take};
 
 /// A connection that is lost sooner than this after it was made is not made again.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Most commands and snapshots at once in one sandbox.
+const MAX_JOBS: usize = manta_agent_proto::MAX_STREAMS;
+
 /// Who waits for an outcome.
 pub(crate) type Answer<T> = oneshot::Sender<Result<T, EngineError>>;
 
-/// A command somebody wants run.
-type Ask = (Box<ExecSpec>, Answer<ExecOutput>);
+/// What somebody wants of a running sandbox.
+enum Ask {
+    Exec(Box<ExecSpec>, Answer<ExecOutput>),
+    Snapshot(Order, Answer<Arc<Stored>>),
+}
+
+impl Ask {
+    fn refuse(self, error: EngineError) {
+        // Who asked may be gone.
+        match self {
+            Self::Exec(_, answer) => drop(answer.send(Err(error))),
+            Self::Snapshot(_, answer) => drop(answer.send(Err(error))),
+        }
+    }
+}
 
 /// Talks to a sandbox's task.
 #[derive(Debug, Clone)]
@@ -37,6 +55,8 @@ impl Handle {
     /// Starts the task of a new sandbox; `created` gets the outcome, `ended` is called when it is gone.
     pub(crate) fn start(
         info: SandboxInfo,
+        start: Start,
+        resources: Resources,
         shared: Shared,
         permit: OwnedSemaphorePermit,
         created: Answer<()>,
@@ -48,9 +68,11 @@ impl Handle {
         let leave = shared.stop.child_token();
         let task = Task {
             id,
+            start,
             info: publish,
-            resources: Resources::default(),
-            execs: TaskTracker::new(),
+            resources,
+            jobs: TaskTracker::new(),
+            saving: Arc::default(),
             doomed: CancellationToken::new(),
             queue,
             leave: leave.clone(),
@@ -73,8 +95,17 @@ impl Handle {
 
     /// Runs a command. Dropping this kills it.
     pub(crate) async fn exec(&self, spec: ExecSpec) -> Result<ExecOutput, EngineError> {
+        self.ask(|answer| Ask::Exec(Box::new(spec), answer)).await
+    }
+
+    /// Saves the sandbox. Dropping this before it is done leaves no snapshot.
+    pub(crate) async fn snapshot(&self, order: Order) -> Result<Arc<Stored>, EngineError> {
+        self.ask(|answer| Ask::Snapshot(order, answer)).await
+    }
+
+    async fn ask<T>(&self, ask: impl FnOnce(Answer<T>) -> Ask) -> Result<T, EngineError> {
         let (answer, answered) = oneshot::channel();
-        if self.asks.send((Box::new(spec), answer)).await.is_err() {
+        if self.asks.send(ask(answer)).await.is_err() {
             return Err(not_running(&self.info.borrow()));
         }
         answered.await.unwrap_or_else(|_| Err(not_running(&self.info.borrow())))
@@ -91,9 +122,13 @@ impl Handle {
 
 struct Task {
     id: SandboxId,
+    start: Start,
     info: watch::Sender<SandboxInfo>,
     resources: Resources,
-    execs: TaskTracker,
+    /// Commands and snapshots under way.
+    jobs: TaskTracker,
+    /// Held by the snapshot under way.
+    saving: Arc<Mutex<()>>,
     /// Ends running commands when the sandbox goes.
     doomed: CancellationToken,
     queue: mpsc::Receiver<Ask>,
@@ -131,15 +166,14 @@ impl Task {
 
     /// To a running guest; whoever asks for a command meanwhile is refused.
     async fn bring_up(&mut self) -> Result<(), EngineError> {
-        let (id, shared, leave) = (self.id.clone(), self.shared.clone(), self.leave.clone());
+        let (id, start) = (self.id.clone(), self.start.clone());
+        let (shared, leave) = (self.shared.clone(), self.leave.clone());
         // Never dropped on the way: a step that runs off this task would go on without an owner.
-        let mut up = std::pin::pin!(self.resources.bring_up(&id, &shared, &leave));
+        let mut up = std::pin::pin!(self.resources.bring_up(&id, &start, &shared, &leave));
         loop {
             tokio::select! {
                 outcome = &mut up => return outcome,
-                Some((_, answer)) = self.queue.recv() => {
-                    let _ = answer.send(Err(not_running(&self.info.borrow())));
-                }
+                Some(ask) = self.queue.recv() => ask.refuse(not_running(&self.info.borrow())),
             }
         }
     }
@@ -153,7 +187,7 @@ impl Task {
                 tokio::select! {
                     () = self.leave.cancelled() => return,
                     death = &mut death => break death,
-                    Some((spec, answer)) = self.queue.recv() => self.start_exec(*spec, answer),
+                    Some(ask) = self.queue.recv() => self.begin(ask),
                 }
             };
             let reason = match death {
@@ -180,42 +214,52 @@ impl Task {
         }
     }
 
-    fn start_exec(&self, spec: ExecSpec, mut answer: Answer<ExecOutput>) {
+    /// Does what is asked, beside everything else, if the state allows it.
+    fn begin(&self, ask: Ask) {
         let info = self.info.borrow().clone();
-        let session = self.resources.session.clone();
-        let Some(session) = session.filter(|_| takes_commands(info.state)) else {
-            let _ = answer.send(Err(not_running(&info)));
-            return;
-        };
-        if self.execs.len() >= manta_agent_proto::MAX_STREAMS {
-            let _ = answer
-                .send(Err(EngineError::SandboxBusy { id: info.id, limit: manta_agent_proto::MAX_STREAMS }));
-            return;
+        let subject = self.resources.subject().filter(|_| takes_commands(info.state));
+        let Some(subject) = subject else { return ask.refuse(not_running(&info)) };
+        if self.jobs.len() >= MAX_JOBS {
+            return ask.refuse(EngineError::SandboxBusy { id: info.id, limit: MAX_JOBS });
         }
-        let (config, doomed) = (self.shared.config.clone(), self.doomed.clone());
-        self.execs.spawn(async move {
-            let outcome = tokio::select! {
-                biased;
-                () = answer.closed() => return,
-                outcome = exec::run(&info.id, &session, spec, &config, &doomed) => outcome,
-            };
-            let _ = answer.send(outcome);
-        });
+        let (shared, doomed) = (self.shared.clone(), self.doomed.clone());
+        match ask {
+            Ask::Exec(spec, mut answer) => drop(self.jobs.spawn(async move {
+                let outcome = tokio::select! {
+                    biased;
+                    () = answer.closed() => return,
+                    outcome = exec::run(&info.id, &subject.session, *spec, &shared.config, &doomed) => outcome,
+                };
+                let _ = answer.send(outcome);
+            })),
+            Ask::Snapshot(order, mut answer) => {
+                let saving = self.saving.clone();
+                self.jobs.spawn(async move {
+                    let _alone = tokio::select! {
+                        biased;
+                        () = answer.closed() => return,
+                        () = doomed.cancelled() => return,
+                        alone = saving.lock() => alone,
+                    };
+                    take(&info, subject, order, &shared, answer).await;
+                });
+            }
+        }
     }
 
     /// Lets running commands finish for a while, unless the server is going; no new ones start.
     async fn drain(&mut self) {
         self.info.send_modify(|info| info.state = SandboxState::Stopping);
-        self.execs.close();
-        let execs = self.execs.clone();
-        let drained = tokio::time::timeout(self.shared.config.destroy_drain, execs.wait());
+        self.jobs.close();
+        let jobs = self.jobs.clone();
+        let drained = tokio::time::timeout(self.shared.config.destroy_drain, jobs.wait());
         let mut drained = std::pin::pin!(drained);
         let stop = self.shared.stop.clone();
         loop {
             tokio::select! {
                 _ = &mut drained => return,
                 () = stop.cancelled() => return,
-                Some((spec, answer)) = self.queue.recv() => self.start_exec(*spec, answer), // refuses
+                Some(ask) = self.queue.recv() => self.begin(ask), // refuses
             }
         }
     }
@@ -235,13 +279,13 @@ impl Task {
     async fn end(&mut self, keep_dir: bool, ended: Box<dyn FnOnce() + Send>) {
         self.info.send_modify(|info| info.state = SandboxState::Stopping);
         self.doomed.cancel();
-        self.execs.close();
-        self.execs.wait().await;
+        self.jobs.close();
+        self.jobs.wait().await;
         self.resources.tear_down(&self.id, &self.shared, keep_dir).await;
         ended();
         self.queue.close();
-        while let Some((_, answer)) = self.queue.recv().await {
-            let _ = answer.send(Err(not_running(&self.info.borrow())));
+        while let Some(ask) = self.queue.recv().await {
+            ask.refuse(not_running(&self.info.borrow()));
         }
         self.info.send_modify(|info| {
             info.state = SandboxState::Stopped;

@@ -14,12 +14,15 @@ use crate::confine::Confinement;
 use crate::dirs::sandboxes;
 use crate::error::EngineError;
 use crate::slots::Slots;
+use crate::snapshots::Machine;
 
 /// What all sandboxes share.
 #[derive(Debug, Clone)]
 pub(crate) struct Shared {
     pub(crate) config: Arc<EngineConfig>,
     pub(crate) artifacts: Arc<Artifacts>,
+    /// What snapshots taken now depend on.
+    pub(crate) machine: Arc<Machine>,
     pub(crate) confinement: Confinement,
     pub(crate) slots: Arc<Slots>,
     pub(crate) tasks: TaskTracker,

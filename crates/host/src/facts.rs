@@ -26,6 +26,17 @@ pub fn cpu_model() -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
+/// What the processor can do, as `/proc/cpuinfo` names it, sorted; empty where that does not say.
+#[must_use]
+pub fn cpu_flags() -> Vec<String> {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = cpuinfo.lines().find_map(|line| line.strip_prefix("flags")?.split_once(':'));
+    let mut flags: Vec<_> =
+        line.map_or("", |(_, flags)| flags).split_whitespace().map(str::to_owned).collect();
+    flags.sort_unstable();
+    flags
+}
+
 /// The number of processors this process may use.
 #[must_use]
 pub fn cpus() -> usize {
@@ -90,6 +101,8 @@ mod tests {
     fn the_machine_is_described() {
         assert!(cpu_model().is_some_and(|model| !model.is_empty()));
         assert!(cpus() >= 1);
+        let flags = cpu_flags();
+        assert!(flags.is_sorted() && flags.iter().any(|flag| flag == "fpu"), "{flags:?}");
         assert!(mem_mib() > 256);
         assert!(kernel_release().starts_with(|first: char| first.is_ascii_digit()));
     }

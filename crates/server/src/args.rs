@@ -30,7 +30,7 @@ pub struct ServerArgs {
         default_value = "firecracker"
     )]
     pub firecracker_bin: PathBuf,
-    /// QEMU program, version 8 or later
+    /// QEMU program, version 8.2 or later
     #[arg(long, env = "MANTA_QEMU_BIN", value_name = "MANTA_QEMU_BIN", default_value = "qemu-system-x86_64")]
     pub qemu_bin: PathBuf,
     /// Guest kernel, an uncompressed ELF image
@@ -75,12 +75,21 @@ pub struct ServerArgs {
     /// Network slots kept ready ahead of time
     #[arg(long, env = "MANTA_NETNS_POOL_SIZE", value_name = "MANTA_NETNS_POOL_SIZE", default_value = "64", value_parser = clap::value_parser!(u16).range(0..=4096))]
     pub netns_pool_size: u16,
+    /// VMM processes started ahead of time, waiting to load the golden snapshot; default: one for each processor
+    #[arg(long, env = "MANTA_VMM_POOL_SIZE", value_name = "MANTA_VMM_POOL_SIZE", value_parser = clap::value_parser!(u16).range(0..=1024))]
+    pub vmm_pool_size: Option<u16>,
     /// Most sandboxes at once; default: as many as fit into the machine's memory
     #[arg(long, env = "MANTA_MAX_SANDBOXES", value_name = "MANTA_MAX_SANDBOXES", value_parser = clap::value_parser!(u16).range(1..=16000))]
     pub max_sandboxes: Option<u16>,
-    /// Restore sandboxes from a snapshot instead of booting them; not in this version, so only 0
-    #[arg(long, env = "MANTA_ENABLE_SNAPSHOTS", value_name = "MANTA_ENABLE_SNAPSHOTS", default_value = "0", value_parser = no_snapshots, action = ArgAction::Set)]
+    /// Restore new sandboxes from a golden snapshot, made at the first start; 0: boot each
+    #[arg(long, env = "MANTA_ENABLE_SNAPSHOTS", value_name = "MANTA_ENABLE_SNAPSHOTS", default_value = "1", value_parser = switch, action = ArgAction::Set)]
     pub enable_snapshots: bool,
+    /// Most snapshots of sandboxes kept
+    #[arg(long, env = "MANTA_MAX_SNAPSHOTS", value_name = "MANTA_MAX_SNAPSHOTS", default_value = "1000", value_parser = clap::value_parser!(u32).range(0..))]
+    pub max_snapshots: u32,
+    /// Most disk space for snapshots of sandboxes, MiB; default: what the file system has, less a reserve
+    #[arg(long, env = "MANTA_MAX_SNAPSHOT_MIB", value_name = "MANTA_MAX_SNAPSHOT_MIB", value_parser = clap::value_parser!(u64).range(0..=1 << 40))]
+    pub max_snapshot_mib: Option<u64>,
     /// How a sandbox's disk is cloned: auto (reflink where the file system can, else a sparse copy) or reflink-required
     #[arg(
         long,
@@ -166,11 +175,4 @@ fn switch(text: &str) -> Result<bool, String> {
         "0" | "false" | "no" | "off" | "" => Ok(false),
         _ => Err("must be 0 or 1".to_owned()),
     }
-}
-
-fn no_snapshots(text: &str) -> Result<bool, String> {
-    if switch(text)? {
-        return Err("this version boots every sandbox; set it to 0 or leave it out".to_owned());
-    }
-    Ok(false)
 }

@@ -49,6 +49,12 @@ impl ApiError {
             EngineError::HostFull { .. } => (ErrorCode::HostFull, None),
             EngineError::ShuttingDown => (ErrorCode::ShuttingDown, None),
             EngineError::BootFailed { .. } => (ErrorCode::BootFailed, None),
+            EngineError::SnapshotNotFound(_) => (ErrorCode::SnapshotNotFound, None),
+            EngineError::SnapshotNameTaken(_) => (ErrorCode::SnapshotNameTaken, None),
+            EngineError::SnapshotIncompatible { .. } => (ErrorCode::SnapshotIncompatible, None),
+            EngineError::SnapshotDamaged { .. } => (ErrorCode::SnapshotDamaged, None),
+            EngineError::SnapshotStorageFull(_) => (ErrorCode::SnapshotStorageFull, None),
+            EngineError::SnapshotFailed { .. } => (ErrorCode::SnapshotFailed, None),
             EngineError::Host { .. } => {
                 error!(%error, "internal error");
                 return Self::new(ErrorCode::Internal, "the host failed; the server's log says how");

@@ -9,6 +9,7 @@ use manta_host::mounts::filesystem_of;
 
 use crate::args::ServerArgs;
 use crate::routes::AppState;
+use crate::run::vmm_pool_size;
 
 /// What does not change while the server runs.
 #[derive(Debug)]
@@ -58,6 +59,7 @@ fn settings(args: &ServerArgs, iface: Option<&str>) -> BTreeMap<String, String> 
         ("MANTA_MEM_MIB", args.mem_mib.to_string()),
         ("MANTA_DISK_MIB", args.disk_mib.to_string()),
         ("MANTA_NETNS_POOL_SIZE", args.netns_pool_size.to_string()),
+        ("MANTA_VMM_POOL_SIZE", vmm_pool_size(args).to_string()),
         ("MANTA_ENABLE_SNAPSHOTS", u8::from(args.enable_snapshots).to_string()),
         ("MANTA_ROOTFS_CLONE_MODE", clone_mode.to_owned()),
         ("MANTA_HOST_IFACE", iface.unwrap_or("none").to_owned()),
@@ -70,7 +72,7 @@ fn settings(args: &ServerArgs, iface: Option<&str>) -> BTreeMap<String, String> 
 /// Whether the server works, and the conditions it works under. Always 200 while it serves.
 #[utoipa::path(get, path = "/healthz", responses((status = 200, body = Health)))]
 pub(crate) async fn healthz(State(state): State<AppState>) -> axum::Json<Health> {
-    let degraded = state.engine.degraded().to_vec();
+    let degraded = state.engine.degraded();
     axum::Json(Health {
         status: if degraded.is_empty() { HealthStatus::Ok } else { HealthStatus::Degraded },
         degraded,

@@ -9,9 +9,11 @@ mod health;
 mod readme;
 mod routes;
 mod run;
+mod snapshot_cli;
 mod telemetry;
 
 pub use args::ServerArgs;
 pub use doctor::{DoctorArgs, doctor};
 pub use routes::openapi;
 pub use run::{ServerError, main};
+pub use snapshot_cli::{SnapshotArgs, SnapshotCliError, snapshot};

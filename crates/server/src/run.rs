@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::serve::ListenerExt;
-use manta_engine::{Engine, EngineConfig, StartError};
+use manta_engine::{Engine, EngineConfig, ShutdownReport, StartError};
 use manta_host::disk::CloneMode;
 use manta_host::{facts, net};
 use manta_vmm::{VmmChoice, VmmError};
@@ -94,6 +94,15 @@ async fn serve(args: ServerArgs) -> Result<(), ServerError> {
     let conditions = Conditions::read(&args, config.vmm.info(), reason, config.egress.as_deref());
     let engine = tokio::task::block_in_place(|| Engine::start(config)).map_err(ServerError::Engine)?;
     let engine = Arc::new(engine);
+    // Connections made meanwhile wait; a signal does not.
+    let ended_early = tokio::select! {
+        () = engine.prepare() => false,
+        _ = terminate.recv() => true,
+        _ = interrupt.recv() => true,
+    };
+    if ended_early {
+        return finished(engine.shut_down().await);
+    }
     let state = AppState { engine: engine.clone(), conditions: Arc::new(conditions) };
 
     let (stop_http, http_stopped) = tokio::sync::oneshot::channel::<()>();
@@ -119,6 +128,10 @@ async fn serve(args: ServerArgs) -> Result<(), ServerError> {
     if tokio::time::timeout(HTTP_GRACE, server).await.is_err() {
         warn!("connections still open at the end were cut");
     }
+    finished(report)
+}
+
+fn finished(report: ShutdownReport) -> Result<(), ServerError> {
     if report.problems.is_empty() { Ok(()) } else { Err(ServerError::Left(report.problems.join("; "))) }
 }
 
@@ -152,6 +165,10 @@ fn engine_config(args: &ServerArgs) -> Result<(EngineConfig, String), ServerErro
         egress,
         dns: args.dns.clone(),
         netns_pool_size: usize::from(args.netns_pool_size),
+        golden_snapshot: args.enable_snapshots,
+        max_snapshots: usize::try_from(args.max_snapshots).unwrap_or(usize::MAX),
+        max_snapshot_bytes: args.max_snapshot_mib.map_or(u64::MAX, |mib| mib << 20),
+        vmm_pool_size: vmm_pool_size(args),
         max_sandboxes: args.max_sandboxes.map_or_else(|| fitting(args.mem_mib), usize::from),
         vsock_port: args.agent_port,
         agent_wait_timeout: args.agent_wait_timeout,
@@ -170,6 +187,11 @@ fn engine_config(args: &ServerArgs) -> Result<(EngineConfig, String), ServerErro
 fn fitting(mem_mib: u32) -> usize {
     let fit = facts::mem_mib().saturating_sub(HOST_RESERVE_MIB) / (u64::from(mem_mib) + VMM_OVERHEAD_MIB);
     usize::try_from(fit).unwrap_or(usize::MAX).clamp(1, 16_000)
+}
+
+/// VMMs to start ahead of time.
+pub(crate) fn vmm_pool_size(args: &ServerArgs) -> usize {
+    args.vmm_pool_size.map_or_else(facts::cpus, usize::from)
 }
 
 /// Whether this process may do what only root may.

@@ -14,7 +14,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 use tokio::net::UnixStream;
 
 use crate::error::VmmError;
-use crate::vmm::VmSpec;
+use crate::vmm::{SnapshotFiles, VmSpec};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 8;
@@ -44,6 +44,11 @@ impl VmDir {
     /// A path of bounded length to a file in the directory.
     pub(crate) fn short_path(&self, name: &str) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}/{name}", self.fd.as_raw_fd()))
+    }
+
+    /// Removes a file from the directory, but not what it may be a link to.
+    pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.short_path(name))
     }
 
     /// A listening socket that only `owner` (and root) can connect to; the server's own user if none.
@@ -97,6 +102,9 @@ pub(crate) enum Image {
     Initramfs = 11,
     Rootfs = 12,
     Disk = 13,
+    /// Of the snapshot a VM is restored from.
+    State = 14,
+    Memory = 15,
 }
 
 impl Image {
@@ -114,11 +122,22 @@ impl Image {
             (Self::Disk, "disk", &spec.disk, OFlags::RDWR),
         ]
         .into_iter()
-        .map(|(image, what, path, access)| {
-            let fd = open(path, access | OFlags::CLOEXEC, Mode::empty())
-                .map_err(|source| VmmError::Open { what, path: path.clone(), source })?;
-            Ok((fd, image as RawFd))
-        })
+        .map(|(image, what, path, access)| Ok((open_image(what, path, access)?, image as RawFd)))
         .collect()
     }
+
+    /// Opens the files a VM is restored from, for `Spawn::fds`: its state, then its memory.
+    pub(crate) fn open_snapshot(files: &SnapshotFiles) -> Result<[(OwnedFd, RawFd); 2], VmmError> {
+        let state = open_image("snapshot's state", &files.state, OFlags::RDONLY)?;
+        let memory = open_image("snapshot's memory", &files.memory, OFlags::RDONLY)?;
+        Ok([(state, Self::State as RawFd), (memory, Self::Memory as RawFd)])
+    }
+}
+
+fn open_image(what: &'static str, path: &Path, access: OFlags) -> Result<OwnedFd, VmmError> {
+    open(path, access | OFlags::CLOEXEC, Mode::empty()).map_err(|source| VmmError::Open {
+        what,
+        path: path.to_owned(),
+        source,
+    })
 }

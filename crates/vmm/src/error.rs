@@ -62,7 +62,7 @@ pub enum VmmError {
     /// A file of the VM could not be opened.
     #[error("cannot open the {what} {path}")]
     Open {
-        /// Kernel, initramfs, rootfs, disk, or VM directory.
+        /// Kernel, initramfs, rootfs, disk, state or memory of a snapshot, or VM directory.
         what: &'static str,
         /// The file.
         path: PathBuf,
@@ -134,6 +134,33 @@ pub enum VmmError {
     /// The VMM lives, but gives no link to the agent.
     #[error("the VMM gives no link to the agent")]
     AgentLink(#[source] io::Error),
+    /// There is no memory for the guest.
+    #[error("cannot make the memory of the guest")]
+    MakeMemory(#[source] io::Error),
+    /// A file of a snapshot could not be written or put in place.
+    #[error("cannot save the VM to {path}")]
+    Save {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The guest's memory could not be read.
+    #[error("cannot read the memory of the VM (pid {pid})")]
+    Memory {
+        /// The VMM process.
+        pid: u32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// What was to be done while the VM was paused failed.
+    #[error("cannot finish what its pause was for")]
+    WhilePaused(#[source] io::Error),
+    /// The VM could not be resumed after its snapshot: it is of no use any more.
+    #[error("the VM could not be resumed after its snapshot")]
+    Resume(#[source] Box<VmmError>),
     /// The VMM could not be signalled or waited for.
     #[error("cannot kill the VMM")]
     Kill(#[source] ProcessError),

@@ -16,6 +16,7 @@ mod error;
 mod firecracker;
 mod kernel_args;
 mod qemu;
+mod snapshot;
 mod sys;
 mod version;
 mod vmm;
@@ -26,4 +27,6 @@ pub use firecracker::{ApiError, firecracker};
 pub use initramfs::write_initramfs;
 pub use probe::{KvmProbe, KvmVerdict, probe_kvm};
 pub use qemu::{QmpError, qemu};
-pub use vmm::{Accelerator, Exit, MicroVm, Place, UnknownName, VmSpec, Vmm, VmmInfo, VmmKind};
+pub use vmm::{
+    Accelerator, BoxFuture, Exit, MicroVm, Origin, Place, SnapshotFiles, UnknownName, VmSpec, Vmm, VmmInfo, VmmKind,
+};

@@ -1,16 +1,22 @@
 //! The [`Vmm`] trait and what goes in and out of it. No implementation.
 
 use std::fmt;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use manta_host::{Credentials, NetNs};
 use tokio::net::UnixStream;
 
 use crate::error::VmmError;
+
+/// A future on the heap, as trait objects take it.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The virtual machine monitors there are drivers for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -63,6 +69,27 @@ pub struct VmSpec {
     pub vsock_port: u32,
 }
 
+/// What a VM begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// An empty machine, which boots the kernel.
+    Boot,
+    /// The machine as it was when these were saved, by the same VMM on the same kind of machine. Its disk must be
+    /// a clone of the disk as it was then.
+    Snapshot(SnapshotFiles),
+}
+
+/// Files that hold a paused VM. Written once, by [`MicroVm::snapshot`]; never changed after that, since clones
+/// map them. VMMs get descriptors, so only the files' own permissions count: they must be readable for others,
+/// in a directory that others cannot search.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotFiles {
+    /// Processors and devices: tens of KiB. In a format of the VMM's own.
+    pub state: PathBuf,
+    /// The guest's memory, as large as that; sparse where the VMM can tell.
+    pub memory: PathBuf,
+}
+
 /// Where on the host a VM runs.
 #[derive(Debug)]
 pub struct Place {
@@ -103,13 +130,22 @@ pub trait Vmm: Send + Sync + fmt::Debug {
     /// Which it is.
     fn info(&self) -> &VmmInfo;
 
+    /// The machine as this VMM makes it, with everything of it that a snapshot depends on and nothing that
+    /// differs from VM to VM: two machines of the same description are alike.
+    fn machine(&self, spec: &VmSpec) -> String;
+
     /// Starts the VMM process in its place; the guest does not run yet. If the future is dropped, the process
     /// is killed.
     ///
     /// # Errors
-    /// When a file of `spec` cannot be opened, or the process cannot be started or ends before it is ready to
+    /// When a file of `spec` or `origin` cannot be opened, or the process cannot be started or ends before it is ready to
     /// boot a guest; nothing is left of it then but files in the place's directory.
-    async fn spawn(&self, place: Place, spec: &VmSpec) -> Result<Box<dyn MicroVm>, VmmError>;
+    async fn spawn(
+        &self,
+        place: Place,
+        spec: &VmSpec,
+        origin: &Origin,
+    ) -> Result<Box<dyn MicroVm>, VmmError>;
 }
 
 /// A VMM process with its one VM. Dropping it kills the process, which may block the thread for a moment: use
@@ -119,11 +155,28 @@ pub trait MicroVm: Send + Sync + fmt::Debug {
     /// The VMM's process id; meaningful until [`MicroVm::exited`] completes.
     fn pid(&self) -> u32;
 
-    /// Lets the guest boot. To be called once.
+    /// Lets the guest boot, or go on where its snapshot was taken. To be called once.
     ///
     /// # Errors
     /// When the VMM refuses, does not answer in time, or has ended.
-    async fn boot(&self) -> Result<(), VmmError>;
+    async fn start(&self) -> Result<(), VmmError>;
+
+    /// Saves the running VM to `files`, which must not exist, in a directory on the file system of the VM's own;
+    /// they are read-only then. The guest is paused meanwhile, as shortly as can be: what can be copied before
+    /// is; `while_paused` runs when its disk is at rest, to clone it. Says how long the pause was. Connections
+    /// to the agent must be closed: on some VMMs they break.
+    ///
+    /// Whatever fails, the guest runs on if it can, and parts of `files` may be left. Must be awaited to its
+    /// end, or the guest may stay paused.
+    ///
+    /// # Errors
+    /// When the VMM refuses, does not answer in time, or has ended; when a file cannot be written; when
+    /// `while_paused` failed.
+    async fn snapshot(
+        &self,
+        files: &SnapshotFiles,
+        while_paused: BoxFuture<'_, io::Result<()>>,
+    ) -> Result<Duration, VmmError>;
 
     /// A byte stream to the agent. Waits until there can be one, without a deadline of its own; dropping the
     /// future is safe. One at a time: the previous stream must be closed. When a stream ends before the agent

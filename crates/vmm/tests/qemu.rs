@@ -5,6 +5,8 @@
 mod ground;
 #[path = "support/guest.rs"]
 mod guest;
+#[path = "qemu/snapshots.rs"]
+mod snapshots;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -12,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use ground::Ground;
 use guest::{GREETING, Then, init, kernel};
-use manta_vmm::{Accelerator, MicroVm, VmmError, VmmKind, qemu, write_initramfs};
+use manta_vmm::{Accelerator, MicroVm, Origin, VmmError, VmmKind, qemu, write_initramfs};
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
@@ -23,12 +25,17 @@ async fn within<T>(step: impl Future<Output = T>) -> T {
     timeout(LIMIT, step).await.expect("in time")
 }
 
-async fn spawn(ground: &Ground, kernel: &Path, then: Then) -> Result<Box<dyn MicroVm>, VmmError> {
+async fn spawn(
+    ground: &Ground,
+    kernel: &Path,
+    then: Then,
+    origin: &Origin,
+) -> Result<Box<dyn MicroVm>, VmmError> {
     let agent = ground.file("agent", &init(then));
     let initramfs = ground.path("initramfs");
     write_initramfs(&agent, &initramfs).unwrap();
     let vmm = qemu(Path::new("qemu-system-x86_64"), Accelerator::Tcg).unwrap();
-    within(vmm.spawn(ground.place(), &ground.spec(kernel, &initramfs))).await
+    within(vmm.spawn(ground.place(), &ground.spec(kernel, &initramfs), origin)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -36,7 +43,7 @@ async fn a_guest_boots_prints_and_is_killed() {
     let Some(kernel) = kernel() else { return };
     let ground = Ground::new();
     let start = Instant::now();
-    let vm = spawn(&ground, &kernel, Then::Wait).await.unwrap();
+    let vm = spawn(&ground, &kernel, Then::Wait, &Origin::Boot).await.unwrap();
     println!("spawn to QMP ready: {:?}", start.elapsed());
     for socket in ["qmp.sock", "agent.sock"] {
         let mode = ground.vm_dir().join(socket).metadata().unwrap().permissions().mode();
@@ -45,7 +52,7 @@ async fn a_guest_boots_prints_and_is_killed() {
     assert_eq!(vm.console().await, "", "the guest does not run yet");
 
     let start = Instant::now();
-    vm.boot().await.unwrap();
+    vm.start().await.unwrap();
     let mut agent = within(vm.connect_agent()).await.unwrap();
     // The console makes no event.
     let mut look = tokio::time::interval(Duration::from_millis(20));
@@ -66,7 +73,7 @@ async fn a_guest_boots_prints_and_is_killed() {
     vm.kill().await.unwrap();
     assert_eq!(vm.exited().await, exit, "its end can be asked for again");
     assert!(matches!(within(vm.connect_agent()).await, Err(VmmError::Ended(_))));
-    assert!(matches!(within(vm.boot()).await, Err(VmmError::Ended(_))));
+    assert!(matches!(within(vm.start()).await, Err(VmmError::Ended(_))));
     ground.finish();
 }
 
@@ -74,8 +81,8 @@ async fn a_guest_boots_prints_and_is_killed() {
 async fn a_guest_that_panics_ends_the_vmm_and_leaves_its_console() {
     let Some(kernel) = kernel() else { return };
     let ground = Ground::new();
-    let vm = spawn(&ground, &kernel, Then::Exit).await.unwrap();
-    vm.boot().await.unwrap();
+    let vm = spawn(&ground, &kernel, Then::Exit, &Origin::Boot).await.unwrap();
+    vm.start().await.unwrap();
     let exit = within(vm.exited()).await;
     assert!(exit.status.contains("guest-reset"), "{exit:?}");
     assert!(exit.console.contains(GREETING), "{exit:?}");
@@ -88,8 +95,8 @@ async fn a_guest_that_panics_ends_the_vmm_and_leaves_its_console() {
 async fn a_vmm_killed_while_booting_is_reported_at_once() {
     let Some(kernel) = kernel() else { return };
     let ground = Ground::new();
-    let vm = spawn(&ground, &kernel, Then::Wait).await.unwrap();
-    vm.boot().await.unwrap();
+    let vm = spawn(&ground, &kernel, Then::Wait, &Origin::Boot).await.unwrap();
+    vm.start().await.unwrap();
     let pid = rustix::process::Pid::from_raw(i32::try_from(vm.pid()).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     let start = Instant::now();
@@ -105,7 +112,7 @@ async fn a_vmm_killed_while_booting_is_reported_at_once() {
 async fn what_is_no_kernel_is_refused_by_qemu_in_its_words() {
     let ground = Ground::new();
     let kernel = ground.file("vmlinux", b"this is not a kernel");
-    let error = spawn(&ground, &kernel, Then::Wait).await.unwrap_err();
+    let error = spawn(&ground, &kernel, Then::Wait, &Origin::Boot).await.unwrap_err();
     let VmmError::Ended(exit) = &error else { panic!("{error:?}") };
     assert!(exit.status.contains("exit status: 1"), "{exit:?}");
     assert!(exit.console.contains("kernel"), "{exit:?}");
@@ -116,7 +123,7 @@ async fn what_is_no_kernel_is_refused_by_qemu_in_its_words() {
 async fn missing_files_are_named_before_anything_is_started() {
     let ground = Ground::new();
     let missing = ground.path("nothing/vmlinux");
-    let error = spawn(&ground, &missing, Then::Wait).await.unwrap_err();
+    let error = spawn(&ground, &missing, Then::Wait, &Origin::Boot).await.unwrap_err();
     assert!(matches!(&error, VmmError::Open { what: "kernel", path, .. } if *path == missing), "{error:?}");
     assert_eq!(std::fs::read_dir(ground.vm_dir()).unwrap().count(), 0);
     ground.finish();
@@ -133,7 +140,7 @@ async fn a_cancelled_start_leaves_no_process() {
     assert_eq!(vmm.info().kind, VmmKind::Qemu);
     let spec = ground.spec(&kernel, &initramfs);
     // Too short for QEMU to answer, long enough to be started.
-    let cut = timeout(Duration::from_millis(5), vmm.spawn(ground.place(), &spec)).await;
+    let cut = timeout(Duration::from_millis(5), vmm.spawn(ground.place(), &spec, &Origin::Boot)).await;
     assert!(cut.is_err(), "{cut:?}");
     // A process just being started is killed by the thread that starts it.
     let mut look = tokio::time::interval(Duration::from_millis(20));

@@ -23,10 +23,10 @@ chmod 666 /dev/net/tun
 for disk in /sys/block/vd*; do declare "disk_$(cat "$disk/serial")=/dev/${disk##*/}"; done
 for port in /sys/class/virtio-ports/*; do declare "port_$(cat "$port/name")=/dev/${port##*/}"; done
 
-chmod 444 "$disk_rootfs"
-
 # The work directory is on XFS, so that disks can be cloned by reflink.
 mkfs.xfs -q -K -m reflink=1 "$disk_scratch" && mount -t xfs -o discard "$disk_scratch" /var/lib/manta
+# As a file: of a disk nobody knows whether it has changed, so each server would hash it anew.
+cp --sparse=always "$disk_rootfs" /var/lib/manta/rootfs.ext4 && chmod 444 /var/lib/manta/rootfs.ext4
 
 # A default route, as every host has; QEMU lets nothing pass beyond it.
 ip link set lo up
@@ -34,7 +34,7 @@ ip link set eth0 up
 ip addr add 10.0.2.15/24 dev eth0
 ip route add default via 10.0.2.2
 
-export MANTA_KERNEL_PATH=/srv/manta/guest-artifacts/vmlinux MANTA_ROOTFS_PATH=$disk_rootfs
+export MANTA_KERNEL_PATH=/srv/manta/guest-artifacts/vmlinux MANTA_ROOTFS_PATH=/var/lib/manta/rootfs.ext4
 export MANTA_AGENT_PATH=/srv/manta/guest-artifacts/manta-agent MANTA_FIRECRACKER_BIN=/srv/manta/firecracker
 export MANTA_WORK_DIR=/var/lib/manta
 export MANTA_TEST_VMM=firecracker MANTA_TEST_BIN=/srv/manta/manta MANTA_TEST_WORK_DIR=/var/lib/manta

@@ -1,19 +1,30 @@
 #!/bin/bash
-# The lab's usual job: the whole-system tests on Firecracker, then a benchmark of ten sandboxes. A step that
-# fails does not keep the next from running; the first failure is the exit status.
+# The lab's usual job: the whole-system tests on Firecracker, then the benchmarks: new sandboxes, restored and
+# booted, and restores of a snapshot. A step that fails does not keep the next from running; the first failure is
+# the exit status.
 status=0
 failed() { status=$((status ? status : $1)); }
 
-./system --test-threads=1 || failed $?
+# bench RESULT SETTING... -- COMMAND...: runs a server with the settings, and against it the command.
+bench() {
+  local result=out/$1.json log=out/$1.log settings=(MANTA_MEM_MIB=512) server line
+  shift
+  while [ "$1" != -- ]; do settings+=("$1"); shift; done
+  shift
+  exec 4< <(exec env "${settings[@]}" manta server 2> "$log")
+  server=$!
+  if read -r -t 240 line <&4; then
+    manta "$@" --endpoint "${line#manta: listening on }" --iterations 10 --warmup 1 --timeout 120s > "$result" || failed $?
+    kill -TERM $server
+  else
+    failed 1
+  fi
+  wait $server || failed $?
+  [ $status = 0 ] || tail -n 40 "$log" >&2
+}
 
-exec 4< <(exec manta server 2> out/server.log)
-server=$!
-if read -r -t 120 line <&4; then
-  manta bench --endpoint "${line#manta: listening on }" --iterations 10 --warmup 1 --timeout 120s > out/bench.json || failed $?
-  kill -TERM $server
-else
-  failed 1
-fi
-wait $server || failed $?
-[ $status = 0 ] || tail -n 40 out/server.log >&2
+./system --test-threads=1 || failed $?
+bench bench -- bench
+bench bench-boot MANTA_ENABLE_SNAPSHOTS=0 -- bench
+bench bench-restore -- bench-restore
 exit $status

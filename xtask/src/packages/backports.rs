@@ -25,7 +25,7 @@ pub(super) fn ensure() -> Result<String> {
     let release = codename()?;
     let suite = format!("{release}-backports");
     let source = of_machine(&release)?.with_context(|| {
-        format!("no source for Debian's {release} in /etc/apt: add {suite} or install QEMU 8 by hand")
+        format!("no source for Debian's {release} in /etc/apt: add {suite} or install QEMU 8.2 by hand")
     })?;
     let signed_by = source.signed_by.map(|key| format!("Signed-By: {key}\n")).unwrap_or_default();
     let entry = format!("Types: deb\nURIs: {}\nSuites: {suite}\nComponents: main\n{signed_by}", source.uris);

@@ -5,12 +5,13 @@ use std::path::Path;
 
 use rustix::fs::{Mode, chmod, mkdir, symlink, unlink};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
 use rustix::process::{chdir, chroot};
 
 use super::BootError;
 use super::disks::Disks;
 use crate::kmsg::{Level, log};
+use crate::names::Names;
 
 /// Where things are put in the initramfs; nobody sees it afterwards.
 const LOWER: &str = "/lower";
@@ -57,6 +58,11 @@ const VIRTUAL: [Virtual; 6] = [
 /// Directories that programs take for granted, with their modes.
 const DIRECTORIES: [(&str, u32); 4] =
     [("/root", 0o700), ("/etc", 0o755), ("/tmp", 0o1777), ("/run/lock", 0o1777)];
+
+/// The kernel's boot id, which all clones of a snapshot share; and what covers it, which they do not and
+/// [`Names`] makes.
+const KERNEL_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+const BOOT_ID: &str = "/run/manta/boot_id";
 
 /// Links that programs take for granted.
 const LINKS: [(&str, &str); 4] = [
@@ -120,6 +126,18 @@ pub(super) fn populate() -> Result<(), BootError> {
         }
     }
     Ok(())
+}
+
+/// Makes the files with the machine's names; programs see the boot id among them as the kernel's.
+pub(super) fn name() -> Result<Names, BootError> {
+    let boot_id = std::fs::read_to_string(KERNEL_BOOT_ID).map_err(BootError::BootId)?;
+    let names = Names::create("/".into(), &boot_id).map_err(BootError::Names)?;
+    let failed = |source| mount_error(BOOT_ID, KERNEL_BOOT_ID, source);
+    mount_bind(BOOT_ID, KERNEL_BOOT_ID).map_err(failed)?;
+    // Like the kernel's own.
+    let read_only = NO_PROGRAMS.union(MountFlags::BIND).union(MountFlags::RDONLY);
+    mount_remount(KERNEL_BOOT_ID, read_only, c"").map_err(failed)?;
+    Ok(names)
 }
 
 fn without(error: &BootError) -> Result<(), BootError> {

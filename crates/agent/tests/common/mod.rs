@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -13,7 +13,9 @@ use manta_agent_proto::{
     Request, encode,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::Shutdown;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tempfile::TempDir;
 
 /// No single wait of any test is longer.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
@@ -21,6 +23,8 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 /// An agent and the host's end of its connection. Both end with it.
 pub(crate) struct Agent {
     process: Child,
+    /// That on which the agent accepts, if it has no other way to the host.
+    listener: Option<(TempDir, UnixListener)>,
     stream: UnixStream,
     decoder: Decoder,
     sessions: u64,
@@ -68,12 +72,33 @@ impl Agent {
     /// Started, but not greeted.
     pub(crate) fn silent() -> Self {
         let (stream, theirs) = UnixStream::pair().unwrap();
+        Self::new(spawn(theirs.into()), None, stream)
+    }
+
+    /// Started with a session, and to be reached over any number of connections.
+    pub(crate) fn listening() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(directory.path().join("agent")).unwrap();
+        let stream = connect(&listener);
+        let process = spawn(listener.try_clone().unwrap().into());
+        let mut agent = Self::new(process, Some((directory, listener)), stream);
+        agent.hello();
+        agent
+    }
+
+    fn new(process: Child, listener: Option<(TempDir, UnixListener)>, stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
-        // At run time: the shell of .cargo/rustc-wrapper drops variables with a hyphen in their name.
-        let program = std::env::var_os("CARGO_BIN_EXE_manta-agent").expect("run by cargo");
-        let process = Command::new(program).stdin(Stdio::from(OwnedFd::from(theirs))).spawn().unwrap();
-        Self { process, stream, decoder: Decoder::new(), sessions: 0 }
+        Self { process, listener, stream, decoder: Decoder::new(), sessions: 0 }
+    }
+
+    /// Goes on over a new connection; the old one is given back, still open.
+    pub(crate) fn reconnect(&mut self) -> UnixStream {
+        let stream = connect(&self.listener.as_ref().unwrap().1);
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_write_timeout(Some(DEADLINE)).unwrap();
+        self.decoder = Decoder::new();
+        std::mem::replace(&mut self.stream, stream)
     }
 
     /// Started, with a session.
@@ -89,15 +114,25 @@ impl Agent {
 
     /// Begins a session; drops everything that arrives before its answer.
     pub(crate) fn hello(&mut self) {
+        assert_eq!(self.hello_resuming(None), None);
+    }
+
+    /// As [`Self::hello`], for the session that is named; gives the one that the agent goes on with.
+    pub(crate) fn hello_resuming(&mut self, resume: Option<u64>) -> Option<u64> {
         self.sessions += 1;
-        let ours = Hello { version: PROTOCOL_VERSION, session: self.sessions };
-        self.send(&Frame::Hello(ours.clone()));
+        self.send(&Frame::Hello(Hello { version: PROTOCOL_VERSION, session: self.sessions, resume }));
         for _ in 0..100_000 {
-            if self.receive() == Frame::Hello(ours.clone()) {
-                return;
+            match self.receive() {
+                Frame::Hello(hello) if hello.session == self.sessions => return hello.resume,
+                _ => {}
             }
         }
         panic!("no answer to hello");
+    }
+
+    /// The newest session.
+    pub(crate) fn session(&self) -> u64 {
+        self.sessions
     }
 
     pub(crate) fn send(&mut self, frame: &Frame) {
@@ -204,12 +239,25 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         // Hanging up makes it kill its commands; only then does it end by itself.
+        if let Some((_, listener)) = &self.listener {
+            let _ = rustix::net::shutdown(listener, Shutdown::Both);
+        }
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
         if !ends(self.pid()) {
             let _ = self.process.kill();
         }
         let _ = self.process.wait();
     }
+}
+
+fn connect(listener: &UnixListener) -> UnixStream {
+    UnixStream::connect_addr(&listener.local_addr().unwrap()).unwrap()
+}
+
+fn spawn(stdin: OwnedFd) -> Child {
+    // At run time: the shell of .cargo/rustc-wrapper drops variables with a hyphen in their name.
+    let program = std::env::var_os("CARGO_BIN_EXE_manta-agent").expect("run by cargo");
+    Command::new(program).stdin(Stdio::from(stdin)).spawn().unwrap()
 }
 
 /// Waits until the process has ended, reaped or not. False if it does not in time.

@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "Clippy's exemption for tests does not reach their helpers")]
 #![allow(dead_code, reason = "each file of tests uses its part of it")]
 
-use std::collections::BTreeSet;
+pub(crate) mod signals;
+
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,13 +15,17 @@ use axum::http::header::CONNECTION;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use manta_api::SandboxId;
-use manta_bench::BenchArgs;
-use rustix::process::{Signal, getpid, kill_process};
+use manta_api::{SandboxId, SnapshotId};
+use manta_bench::restore::RestoreArgs;
+use manta_bench::{BenchArgs, CommonArgs};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
+
+const MUTATION: &str = "mkdir -p /opt/manta && printf restored-ok > /opt/manta/state.txt";
+const SANITY: &str = "cat /opt/manta/state.txt";
 
 /// What the server does with a request.
 pub(crate) enum Answer {
@@ -27,6 +33,8 @@ pub(crate) enum Answer {
     Normal,
     /// Nothing, and says this.
     Instead(u16, Value),
+    /// What it is asked, but says this.
+    But(u16, Value),
     /// What it is asked, after interrupting this process and seeing that it noticed.
     Interrupt,
     /// What it is asked, and it is that much work.
@@ -43,9 +51,32 @@ pub(crate) type Script = fn(route: &str, n: usize) -> Answer;
 #[derive(Default)]
 struct Record {
     calls: Vec<String>,
-    alive: BTreeSet<String>,
+    alive: BTreeMap<String, Sandbox>,
+    snapshots: BTreeMap<String, Snapshot>,
     created: u8,
     listener: Option<JoinHandle<()>>,
+}
+
+#[derive(Clone, Default)]
+struct Sandbox {
+    /// The fixture's file is there.
+    mutated: bool,
+    restored_from: Option<String>,
+}
+
+struct Snapshot {
+    of: String,
+    name: Value,
+    mutated: bool,
+}
+
+impl Record {
+    fn sandbox(&mut self, sandbox: Sandbox) -> (u16, Value) {
+        self.created += 1;
+        let id = SandboxId::from_random([self.created; 10]).to_string();
+        self.alive.insert(id.clone(), sandbox);
+        (200, json!({"sandbox_id": id}))
+    }
 }
 
 #[derive(Clone)]
@@ -65,6 +96,11 @@ impl Server {
             .route("/create", post(create))
             .route("/exec", post(exec))
             .route("/destroy", post(destroy))
+            .route("/sandboxes", get(sandboxes))
+            .route("/snapshot/create", post(snapshot))
+            .route("/snapshot/restore", post(restore))
+            .route("/snapshot/delete", post(delete))
+            .route("/snapshot/list", get(snapshots))
             .with_state(server.clone());
         let listening = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         server.record.lock().unwrap().listener = Some(listening);
@@ -73,13 +109,22 @@ impl Server {
 
     /// The flags for it, quick ones.
     pub(crate) fn args(&self, iterations: u32, warmup: u32) -> BenchArgs {
-        BenchArgs {
-            endpoint: self.endpoint.clone(),
-            iterations,
-            warmup,
-            cmd: r#"echo "benchmark""#.to_owned(),
-            timeout: Duration::from_secs(10),
+        BenchArgs { common: self.common(iterations, warmup), cmd: r#"echo "benchmark""#.to_owned() }
+    }
+
+    /// The same for restores, with the default commands.
+    pub(crate) fn restore_args(&self, iterations: u32, warmup: u32) -> RestoreArgs {
+        RestoreArgs {
+            common: self.common(iterations, warmup),
+            mutation_cmd: MUTATION.to_owned(),
+            sanity_cmd: SANITY.to_owned(),
+            expect_stdout: "restored-ok".to_owned(),
         }
+    }
+
+    fn common(&self, iterations: u32, warmup: u32) -> CommonArgs {
+        let endpoint = self.endpoint.clone();
+        CommonArgs { endpoint, iterations, warmup, timeout: Duration::from_secs(10) }
     }
 
     /// The routes called so far, in order, without `/healthz`.
@@ -89,7 +134,12 @@ impl Server {
 
     /// Sandboxes that were created and not destroyed.
     pub(crate) fn alive(&self) -> Vec<String> {
-        self.record.lock().unwrap().alive.iter().cloned().collect()
+        self.record.lock().unwrap().alive.keys().cloned().collect()
+    }
+
+    /// Snapshots that were made and not deleted.
+    pub(crate) fn snapshots(&self) -> Vec<String> {
+        self.record.lock().unwrap().snapshots.keys().cloned().collect()
     }
 
     async fn act(&self, route: &str, act: impl FnOnce(&mut Record) -> (u16, Value)) -> Response {
@@ -107,11 +157,15 @@ impl Server {
             }
             Answer::Interrupt => {
                 let mut seen = signal(SignalKind::interrupt()).unwrap();
-                kill_process(getpid(), Signal::INT).unwrap();
+                signals::send(Signal::INT);
                 seen.recv().await;
                 act(&mut self.record.lock().unwrap())
             }
             Answer::Instead(status, ref body) => (status, body.clone()),
+            Answer::But(status, ref body) => {
+                act(&mut self.record.lock().unwrap());
+                (status, body.clone())
+            }
             Answer::Normal | Answer::Close => act(&mut self.record.lock().unwrap()),
         };
         let answered = (StatusCode::from_u16(status).unwrap(), Json(body));
@@ -141,28 +195,86 @@ async fn health() -> Json<Value> {
 
 async fn create(State(server): State<Server>, Json(body): Json<Value>) -> Response {
     assert_eq!(body, json!({}));
-    let act = |record: &mut Record| {
-        record.created += 1;
-        let id = SandboxId::from_random([record.created; 10]).to_string();
-        record.alive.insert(id.clone());
-        (200, json!({"sandbox_id": id}))
-    };
-    server.act("create", act).await
+    server.act("create", |record| record.sandbox(Sandbox::default())).await
 }
 
 async fn exec(State(server): State<Server>, Json(body): Json<Value>) -> Response {
     let act = |record: &mut Record| {
-        assert!(record.alive.contains(body["sandbox_id"].as_str().unwrap()));
-        assert!(body["cmd"].is_string());
-        (200, json!({"stdout": "benchmark\n", "stderr": "", "exit_code": 0}))
+        let sandbox = record.alive.get_mut(body["sandbox_id"].as_str().unwrap()).unwrap();
+        let (stdout, exit_code) = match body["cmd"].as_str().unwrap() {
+            MUTATION => {
+                sandbox.mutated = true;
+                ("", 0)
+            }
+            SANITY if sandbox.mutated => ("restored-ok", 0),
+            SANITY => ("", 1),
+            _ => ("benchmark\n", 0),
+        };
+        (200, json!({"stdout": stdout, "stderr": "", "exit_code": exit_code}))
     };
     server.act("exec", act).await
 }
 
 async fn destroy(State(server): State<Server>, Json(body): Json<Value>) -> Response {
     let act = |record: &mut Record| {
-        assert!(record.alive.remove(body["sandbox_id"].as_str().unwrap()));
+        assert!(record.alive.remove(body["sandbox_id"].as_str().unwrap()).is_some());
         (200, json!({"sandbox_id": body["sandbox_id"], "status": "destroyed"}))
     };
     server.act("destroy", act).await
+}
+
+async fn sandboxes(State(server): State<Server>) -> Response {
+    let act = |record: &mut Record| {
+        let info = |(id, sandbox): (&String, &Sandbox)| {
+            let mut info = json!({"id": id, "state": "running", "vmm": "qemu", "created_unix_s": 1,
+                "guest_address": "172.16.0.2", "host_address": "198.18.0.2"});
+            if let Some(snapshot) = &sandbox.restored_from {
+                info["snapshot_id"] = json!(snapshot);
+            }
+            info
+        };
+        (200, json!({"sandboxes": record.alive.iter().map(info).collect::<Vec<_>>()}))
+    };
+    server.act("sandboxes", act).await
+}
+
+async fn snapshot(State(server): State<Server>, Json(body): Json<Value>) -> Response {
+    let act = |record: &mut Record| {
+        let of = body["sandbox_id"].as_str().unwrap().to_owned();
+        let mutated = record.alive[&of].mutated;
+        record.created += 1;
+        let id = SnapshotId::from_random([record.created; 10]).to_string();
+        record.snapshots.insert(id.clone(), Snapshot { of, name: body["name"].clone(), mutated });
+        (200, json!({"snapshot_id": id, "pause_us": 1500}))
+    };
+    server.act("snapshot", act).await
+}
+
+async fn restore(State(server): State<Server>, Json(body): Json<Value>) -> Response {
+    let act = |record: &mut Record| {
+        let id = body["snapshot_id"].as_str().unwrap();
+        let mutated = record.snapshots[id].mutated;
+        record.sandbox(Sandbox { mutated, restored_from: Some(id.to_owned()) })
+    };
+    server.act("restore", act).await
+}
+
+async fn delete(State(server): State<Server>, Json(body): Json<Value>) -> Response {
+    let act = |record: &mut Record| match record.snapshots.remove(body["snapshot_id"].as_str().unwrap()) {
+        Some(_) => (200, json!({"snapshot_id": body["snapshot_id"], "status": "deleted"})),
+        None => (404, json!({"error": "no such snapshot", "code": "snapshot_not_found"})),
+    };
+    server.act("delete", act).await
+}
+
+async fn snapshots(State(server): State<Server>) -> Response {
+    let act = |record: &mut Record| {
+        let info = |(id, snapshot): (&String, &Snapshot)| {
+            json!({"id": id, "name": snapshot.name, "created_unix_ms": 1, "sandbox_id": snapshot.of,
+                "vmm": "qemu", "vmm_version": "10.0.2", "vcpus": 1, "mem_mib": 256, "restorable": true,
+                "disk_bytes": {"state": 13_000, "memory": 1_100_000, "disk": 4096}})
+        };
+        (200, json!({"snapshots": record.snapshots.iter().map(info).collect::<Vec<_>>()}))
+    };
+    server.act("snapshots", act).await
 }

@@ -3,6 +3,7 @@
 //! The guest is hostile. Whatever it sends, memory is bounded by the credit we granted, and
 //! anything out of order ends the session, which ends the sandbox.
 
+mod link;
 mod output;
 mod session;
 mod streams;

@@ -1,20 +1,20 @@
-//! One session with an agent over a byte stream: hello, then any number of requests at once.
+//! One session with an agent: hello, then any number of requests at once. Between being parked and resumed it
+//! has no byte stream, and goes on where it was; the streams are [`super::link`]'s.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use manta_agent_proto::{
-    Channel, Decoder, Exec, ExecExit, Frame, Hello, INITIAL_CREDIT, MAX_DATA, Network, PROTOCOL_VERSION,
-    Reply, Request, encode,
+    Adopt, Channel, Exec, ExecExit, Frame, Hello, INITIAL_CREDIT, MAX_DATA, PROTOCOL_VERSION, Reply, Request,
 };
 use thiserror::Error;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::link::{Control, Link, Outgoing, encoded, keep};
 use super::output::{Output, append_within};
 use super::streams::{Event, Open, Streams};
 
@@ -29,6 +29,9 @@ pub(crate) enum AgentError {
     /// No answer in time.
     #[error("no answer within {} ms", .0.as_millis())]
     Timeout(Duration),
+    /// The link ended before there was a session on it: another one may do.
+    #[error("the connection to the agent ended before its hello")]
+    LinkLost,
     /// The session ended; the reason as text.
     #[error("{0}")]
     Gone(String),
@@ -58,7 +61,10 @@ pub(crate) struct Session {
 #[derive(Debug)]
 struct Inner {
     streams: Arc<Streams>,
-    frames: mpsc::Sender<Vec<u8>>,
+    frames: mpsc::Sender<Outgoing>,
+    control: mpsc::Sender<Control>,
+    /// By which the agent knows the session; another one after each time it was parked.
+    nonce: AtomicU64,
     /// None while the session lives.
     ended: watch::Receiver<Option<End>>,
     _io: AbortOnDropHandle<()>,
@@ -71,28 +77,83 @@ impl Drop for Inner {
 }
 
 impl Session {
-    /// Says hello and waits for the agent's; whatever came before it is dropped. The deadline is the
-    /// caller's.
-    pub(crate) async fn open(stream: UnixStream, nonce: u64) -> Result<Self, AgentError> {
-        let (mut reader, mut writer) = stream.into_split();
-        let mut decoder = Decoder::new();
-        hello(&mut reader, &mut writer, &mut decoder, nonce).await?;
+    /// Says hello and has the guest adopted, in one message; gives the guest's wall clock after that, nanoseconds
+    /// since 1970. The deadline is the caller's.
+    pub(crate) async fn open(
+        stream: UnixStream,
+        nonce: u64,
+        adopt: Adopt,
+    ) -> Result<(Self, u64), AgentError> {
         let streams = Arc::new(Streams::default());
+        let mut open = streams.open().ok_or(AgentError::LinkLost)?;
+        let request = encoded(&Frame::Request { id: open.id, request: Request::Adopt(adopt) })?;
+        let hello = Hello { version: PROTOCOL_VERSION, session: nonce, resume: None };
+        let (link, _) = Link::open(stream, hello, &request).await?;
         let (frames, queue) = mpsc::channel(WRITE_QUEUE);
+        let (control, controls) = mpsc::channel(1);
         let (end, ended) = watch::channel(None);
         let io = tokio::spawn({
             let streams = streams.clone();
             async move {
-                // Whichever ends first takes the other along, and the connection with it.
-                let how = tokio::select! {
-                    how = read_loop(reader, decoder, &streams) => how,
-                    how = write_loop(writer, queue) => how,
-                };
+                let how = keep(link, queue, controls, streams.clone()).await;
                 end.send_replace(Some(how));
                 streams.close();
             }
         });
-        Ok(Self { inner: Arc::new(Inner { streams, frames, ended, _io: AbortOnDropHandle::new(io) }) })
+        let nonce = AtomicU64::new(nonce);
+        let _io = AbortOnDropHandle::new(io);
+        let session = Self { inner: Arc::new(Inner { streams, frames, control, nonce, ended, _io }) };
+        let clock = session.adopted(&mut open).await?;
+        Ok((session, clock))
+    }
+
+    /// Has the agent finish what it is saying and then keep silent, with all that runs running on; then closes
+    /// the connection. What is asked meanwhile waits.
+    ///
+    /// # Errors
+    /// The session is over then.
+    pub(crate) async fn park(&self, timeout: Duration) -> Result<(), AgentError> {
+        let parked = async {
+            let mut open = self.inner.streams.open().ok_or_else(|| self.gone())?;
+            let last = Outgoing::Last(encoded(&Frame::Request { id: open.id, request: Request::Park })?);
+            self.inner.frames.send(last).await.map_err(|_| self.gone())?;
+            match self.event(&mut open).await? {
+                Event::Reply(Reply::Done) => {}
+                other => return Err(AgentError::Gone(format!("the agent answered {other:?} to park"))),
+            }
+            let (released, done) = oneshot::channel();
+            self.control(Control::Release(released)).await?;
+            done.await.map_err(|_| self.gone())
+        };
+        let parked = tokio::time::timeout(timeout, parked).await.unwrap_or(Err(AgentError::Timeout(timeout)));
+        if let Err(error) = &parked {
+            self.fail(format!("the agent connection could not be parked: {error}")).await;
+        }
+        parked
+    }
+
+    /// Goes on over another connection after [`Self::park`]. The deadline is the caller's; after
+    /// [`AgentError::LinkLost`] another connection may be tried.
+    pub(crate) async fn resume(&self, stream: UnixStream, nonce: u64) -> Result<(), AgentError> {
+        let parked = self.inner.nonce.load(Ordering::Acquire);
+        let hello = Hello { version: PROTOCOL_VERSION, session: nonce, resume: Some(parked) };
+        let (mut link, answer) = Link::open(stream, hello, &[]).await?;
+        if answer.resume != Some(parked) {
+            return Err(AgentError::Gone("the agent has forgotten the session".to_owned()));
+        }
+        link.confirm().await?;
+        self.inner.nonce.store(nonce, Ordering::Release);
+        self.control(Control::Resume(link)).await
+    }
+
+    /// Ends the session, which is lost.
+    pub(crate) async fn fail(&self, reason: String) {
+        // An error means that it has ended already.
+        let _ = self.control(Control::Fail(reason)).await;
+    }
+
+    async fn control(&self, control: Control) -> Result<(), AgentError> {
+        self.inner.control.send(control).await.map_err(|_| self.gone())
     }
 
     /// Completes when the session has ended; says how.
@@ -105,17 +166,21 @@ impl Session {
         }
     }
 
-    /// Sets up the guest's network.
-    pub(crate) async fn configure(&self, network: Network, timeout: Duration) -> Result<(), AgentError> {
+    /// Has the guest adopted once more; gives its wall clock after that, nanoseconds since 1970.
+    pub(crate) async fn adopt(&self, adopt: Adopt, timeout: Duration) -> Result<u64, AgentError> {
         let call = async {
-            let mut open = self.request(Request::Configure(network)).await?;
-            match self.event(&mut open).await? {
-                Event::Reply(Reply::Done) => Ok(()),
-                Event::Reply(Reply::Failed { message }) => Err(AgentError::Refused(message)),
-                other => Err(AgentError::Gone(format!("the agent answered {other:?} to configure"))),
-            }
+            let mut open = self.request(Request::Adopt(adopt)).await?;
+            self.adopted(&mut open).await
         };
         tokio::time::timeout(timeout, call).await.map_err(|_| AgentError::Timeout(timeout))?
+    }
+
+    async fn adopted(&self, open: &mut Open) -> Result<u64, AgentError> {
+        match self.event(open).await? {
+            Event::Reply(Reply::Adopted { unix_ns }) => Ok(unix_ns),
+            Event::Reply(Reply::Failed { message }) => Err(AgentError::Refused(message)),
+            other => Err(AgentError::Gone(format!("the agent answered {other:?} to adopt"))),
+        }
     }
 
     /// Runs a command. What it prints is in `output` as it comes, also when this fails or is
@@ -165,7 +230,7 @@ impl Session {
                     cancel.frames = None;
                     return Err(AgentError::Refused(message));
                 }
-                Event::Reply(Reply::Done) => {
+                Event::Reply(Reply::Done | Reply::Adopted { .. }) => {
                     return Err(AgentError::Gone("the agent ended a command without its exit status".into()));
                 }
             }
@@ -183,8 +248,8 @@ impl Session {
     }
 
     async fn send(&self, frame: Frame) -> Result<(), AgentError> {
-        let bytes = encoded(&frame)?;
-        self.inner.frames.send(bytes).await.map_err(|_| self.gone())
+        let frame = Outgoing::Frame(encoded(&frame)?);
+        self.inner.frames.send(frame).await.map_err(|_| self.gone())
     }
 
     fn gone(&self) -> AgentError {
@@ -196,23 +261,23 @@ impl Session {
 /// Tells the agent to kill a command nobody waits for any more.
 struct CancelOnDrop {
     id: u32,
-    frames: Option<mpsc::Sender<Vec<u8>>>,
+    frames: Option<mpsc::Sender<Outgoing>>,
 }
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         if let Some(frames) = self.frames.take()
             && let Ok(bytes) = encoded(&Frame::Cancel { id: self.id })
-            && let Err(mpsc::error::TrySendError::Full(bytes)) = frames.try_send(bytes)
+            && let Err(mpsc::error::TrySendError::Full(frame)) = frames.try_send(Outgoing::Frame(bytes))
         {
             // As many can wait here as requests got through, which the same queue bounds.
-            tokio::spawn(async move { frames.send(bytes).await });
+            tokio::spawn(async move { frames.send(frame).await });
         }
     }
 }
 
 /// Ends quietly when the session or the stream does: whoever waits for the command sees that.
-async fn feed_stdin(frames: mpsc::Sender<Vec<u8>>, id: u32, credit: Arc<Semaphore>, stdin: Bytes) {
+async fn feed_stdin(frames: mpsc::Sender<Outgoing>, id: u32, credit: Arc<Semaphore>, stdin: Bytes) {
     for piece in stdin.chunks(MAX_DATA) {
         let Ok(permits) = credit.acquire_many(u32::try_from(piece.len()).unwrap_or(u32::MAX)).await else {
             return;
@@ -220,87 +285,13 @@ async fn feed_stdin(frames: mpsc::Sender<Vec<u8>>, id: u32, credit: Arc<Semaphor
         permits.forget();
         let frame = Frame::Data { id, channel: Channel::Stdin, bytes: piece.to_vec() };
         let Ok(bytes) = encoded(&frame) else { return };
-        if frames.send(bytes).await.is_err() {
+        if frames.send(Outgoing::Frame(bytes)).await.is_err() {
             return;
         }
     }
     if !stdin.is_empty()
         && let Ok(bytes) = encoded(&Frame::Eof { id, channel: Channel::Stdin })
     {
-        let _ = frames.send(bytes).await;
+        let _ = frames.send(Outgoing::Frame(bytes)).await;
     }
-}
-
-fn encoded(frame: &Frame) -> Result<Vec<u8>, AgentError> {
-    let mut bytes = Vec::new();
-    encode(frame, &mut bytes).map_err(|error| AgentError::TooLong(error.to_string()))?;
-    Ok(bytes)
-}
-
-async fn hello(
-    reader: &mut OwnedReadHalf,
-    writer: &mut OwnedWriteHalf,
-    decoder: &mut Decoder,
-    nonce: u64,
-) -> Result<(), AgentError> {
-    let gone = |error: std::io::Error| AgentError::Gone(format!("agent connection failed: {error}"));
-    let bytes = encoded(&Frame::Hello(Hello { version: PROTOCOL_VERSION, session: nonce }))?;
-    writer.write_all(&bytes).await.map_err(gone)?;
-    let mut buffer = vec![0; 16 * 1024];
-    loop {
-        let length = reader.read(&mut buffer).await.map_err(gone)?;
-        if length == 0 {
-            return Err(AgentError::Gone("the agent closed the connection before its hello".into()));
-        }
-        decoder.feed(&buffer[..length]);
-        while let Some(frame) = decoder.next_frame() {
-            match frame {
-                Ok(Frame::Hello(hello)) if hello.session == nonce => {
-                    if hello.version == PROTOCOL_VERSION {
-                        return Ok(());
-                    }
-                    return Err(AgentError::Gone(format!(
-                        "the agent speaks protocol version {}, this server {PROTOCOL_VERSION}",
-                        hello.version
-                    )));
-                }
-                _ => {} // left over from an earlier session
-            }
-        }
-    }
-}
-
-async fn read_loop(mut reader: OwnedReadHalf, mut decoder: Decoder, streams: &Streams) -> End {
-    let offence =
-        |what: String| End { reason: format!("the agent broke the protocol: {what}"), offence: true };
-    let loss = |reason: String| End { reason, offence: false };
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        while let Some(frame) = decoder.next_frame() {
-            match frame.map(|frame| streams.dispatch(frame)) {
-                Ok(Ok(())) => {}
-                Ok(Err(what)) => return offence(format!("it sent {what}")),
-                Err(error) => return offence(error.to_string()),
-            }
-        }
-        match reader.read(&mut buffer).await {
-            Ok(0) => return loss("the agent connection was closed".to_owned()),
-            Ok(length) => decoder.feed(&buffer[..length]),
-            Err(error) => return loss(format!("the agent connection failed: {error}")),
-        }
-    }
-}
-
-async fn write_loop(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<u8>>) -> End {
-    while let Some(mut bytes) = queue.recv().await {
-        while bytes.len() < 64 * 1024
-            && let Ok(next) = queue.try_recv()
-        {
-            bytes.extend(next);
-        }
-        if let Err(error) = writer.write_all(&bytes).await {
-            return End { reason: format!("cannot write to the agent: {error}"), offence: false };
-        }
-    }
-    End { reason: "the session was closed".to_owned(), offence: false }
 }

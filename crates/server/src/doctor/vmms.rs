@@ -33,7 +33,7 @@ pub(super) fn check(args: &ServerArgs, kvm: &KvmProbe) -> (Option<String>, Vec<F
         Err(error) => Finding::warning(
             "qemu",
             chain(&error),
-            "install qemu-system-x86, version 8 or later (Debian 12: from bookworm-backports; `cargo xtask up` \
+            "install qemu-system-x86, version 8.2 or later (Debian 12: from bookworm-backports; `cargo xtask up` \
              does it), or set MANTA_QEMU_BIN",
         ),
     });

@@ -2,6 +2,7 @@
 
 mod exec;
 mod sandboxes;
+mod snapshots;
 
 use std::sync::Arc;
 
@@ -27,7 +28,7 @@ pub(crate) struct AppState {
 #[derive(OpenApi)]
 #[openapi(info(
     title = "Manta",
-    description = "Isolated Linux sandboxes, one microVM each: create, run commands, destroy.",
+    description = "Isolated Linux sandboxes, one microVM each: create, run commands, snapshot, restore, destroy.",
     license(name = "Apache-2.0", identifier = "Apache-2.0")
 ))]
 struct Document;
@@ -38,6 +39,10 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(exec::exec))
         .routes(routes!(sandboxes::destroy))
         .routes(routes!(sandboxes::list))
+        .routes(routes!(snapshots::create))
+        .routes(routes!(snapshots::restore))
+        .routes(routes!(snapshots::list))
+        .routes(routes!(snapshots::delete))
         .routes(routes!(crate::health::healthz))
 }
 

@@ -14,8 +14,6 @@ use tokio::time::timeout;
 
 use super::requests::Request;
 
-/// InstanceStart includes loading the kernel; milliseconds unless the host is overloaded.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest answer taken, bytes.
 const MAX_ANSWER: usize = 64 * 1024;
 
@@ -65,10 +63,9 @@ impl Api {
         Ok(Self { sender })
     }
 
-    pub(super) async fn put(&mut self, request: &Request) -> Result<(), ApiError> {
-        let exchange = self.exchange(request);
-        let (status, body) =
-            timeout(REQUEST_TIMEOUT, exchange).await.map_err(|_| ApiError::Timeout(REQUEST_TIMEOUT))??;
+    pub(super) async fn send(&mut self, request: &Request) -> Result<(), ApiError> {
+        let exchange = timeout(request.timeout, self.exchange(request));
+        let (status, body) = exchange.await.map_err(|_| ApiError::Timeout(request.timeout))??;
         if status.is_success() {
             return Ok(());
         }
@@ -83,7 +80,9 @@ impl Api {
     }
 
     async fn exchange(&mut self, request: &Request) -> Result<(StatusCode, Bytes), ApiError> {
-        let request = hyper::Request::put(request.path)
+        let request = hyper::Request::builder()
+            .method(&request.method)
+            .uri(request.path)
             .header("Host", "localhost")
             .header("Content-Type", "application/json")
             .body(Full::from(request.body.to_string()))

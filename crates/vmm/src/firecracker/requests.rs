@@ -1,6 +1,10 @@
-//! What Firecracker is told to make a VM (its API: `src/firecracker/swagger/firecracker.yaml` of Firecracker).
-//! Pure.
+//! What Firecracker is told to make, save and restore a VM (its API:
+//! `src/firecracker/swagger/firecracker.yaml` of Firecracker). Pure.
 
+use std::fmt;
+use std::time::Duration;
+
+use hyper::Method;
 use serde_json::{Value, json};
 
 use crate::dir::Image;
@@ -13,11 +17,34 @@ const GUEST_CID: u32 = 3;
 /// Tells the agent its vsock port; `manta_agent_proto::VSOCK_PORT_PARAM`.
 const VSOCK_PORT_PARAM: &str = "manta.vsock_port";
 
-/// A `PUT`.
+/// For an answer. InstanceStart includes loading the kernel; milliseconds unless the host is overloaded.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// For one that waits until the guest's whole memory is on the medium.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// A request and how long its answer may take.
 #[derive(Debug)]
 pub(super) struct Request {
+    pub(super) method: Method,
     pub(super) path: &'static str,
     pub(super) body: Value,
+    pub(super) timeout: Duration,
+}
+
+/// Method and path, for messages.
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method, self.path)
+    }
+}
+
+/// What a snapshot says of the memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pages {
+    /// All of it.
+    All,
+    /// Those written to since the VM was loaded or last saved, each put in its place among the others.
+    Changed,
 }
 
 /// Describes the machine; in this order.
@@ -33,7 +60,6 @@ pub(super) fn configure(spec: &VmSpec, tap_name: &str, vsock_path: &str) -> Vec<
             "cache_type": "Unsafe",
         })
     };
-    let put = |path, body| Request { path, body };
     vec![
         put("/machine-config", json!({ "vcpu_count": spec.vcpus, "mem_size_mib": spec.mem_mib })),
         put(
@@ -57,7 +83,53 @@ pub(super) fn configure(spec: &VmSpec, tap_name: &str, vsock_path: &str) -> Vec<
 
 /// Lets it run.
 pub(super) fn start() -> Request {
-    Request { path: "/actions", body: json!({ "action_type": "InstanceStart" }) }
+    put("/actions", json!({ "action_type": "InstanceStart" }))
+}
+
+/// Makes the VM from a snapshot and lets it run. `track_changes`: [`Pages::Changed`] can be asked for later.
+pub(super) fn load(track_changes: bool) -> Request {
+    // enable_diff_snapshots is track_dirty_pages from 1.13 on, but still understood.
+    let body = json!({
+        "snapshot_path": Image::State.path(),
+        "mem_backend": { "backend_type": "File", "backend_path": Image::Memory.path() },
+        "enable_diff_snapshots": track_changes,
+        "resume_vm": true,
+    });
+    Request { timeout: SNAPSHOT_TIMEOUT, ..put("/snapshot/load", body) }
+}
+
+/// Stops the processors.
+pub(super) fn pause() -> Request {
+    vm_state("Paused")
+}
+
+/// Lets them go on; on a VM that was not paused, nothing.
+pub(super) fn resume() -> Request {
+    // It may have to wait for a snapshot that was given up.
+    Request { timeout: SNAPSHOT_TIMEOUT, ..vm_state("Resumed") }
+}
+
+/// Saves a paused VM to files in Firecracker's directory.
+pub(super) fn create(pages: Pages, state: &str, memory: &str) -> Request {
+    let kind = match pages {
+        Pages::All => "Full",
+        Pages::Changed => "Diff",
+    };
+    let body = json!({ "snapshot_type": kind, "snapshot_path": state, "mem_file_path": memory });
+    Request { timeout: SNAPSHOT_TIMEOUT, ..put("/snapshot/create", body) }
+}
+
+fn vm_state(state: &str) -> Request {
+    Request { method: Method::PATCH, ..put("/vm", json!({ "state": state })) }
+}
+
+fn put(path: &'static str, body: Value) -> Request {
+    Request { method: Method::PUT, path, body, timeout: TIMEOUT }
+}
+
+/// All of them, as a text.
+pub(super) fn text(requests: &[Request]) -> String {
+    requests.iter().map(|request| format!("{request} {:#}\n", request.body)).collect()
 }
 
 #[cfg(test)]
@@ -69,8 +141,18 @@ mod tests {
     fn requests_that_boot_a_vm() {
         let mut requests = configure(&test_spec(), "tap0", "v.sock");
         requests.push(start());
-        let lines = requests.iter().map(|request| format!("PUT {} {:#}", request.path, request.body));
-        insta::assert_snapshot!(lines.collect::<Vec<_>>().join("\n"));
+        insta::assert_snapshot!(text(&requests));
+    }
+
+    #[test]
+    fn requests_that_restore_a_vm() {
+        insta::assert_snapshot!(text(&[load(true)]));
+    }
+
+    #[test]
+    fn requests_that_save_a_vm() {
+        let create = |pages| create(pages, "state", "memory");
+        insta::assert_snapshot!(text(&[pause(), create(Pages::All), create(Pages::Changed), resume()]));
     }
 
     #[test]

@@ -1,46 +1,91 @@
-//! A running Firecracker and its VM.
+//! A running Firecracker and its VM: started, saved, watched.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::net::UnixStream;
 
 use super::API_SOCKET;
 use super::api::{Api, ApiError};
-use super::requests::{configure, start};
-use super::vsock::{self, Vsock};
+use super::requests::{Pages, Request, create, pause, resume};
+use super::saved::{self, MEMORY};
+use super::vsock::Vsock;
 use crate::child::Child;
 use crate::console::printable;
 use crate::dir::VmDir;
 use crate::error::VmmError;
-use crate::vmm::{Exit, MicroVm, VmSpec};
+use crate::snapshot::{STATE, save};
+use crate::vmm::{BoxFuture, Exit, MicroVm, SnapshotFiles};
 
 #[derive(Debug)]
 pub(super) struct FirecrackerVm {
-    child: Child,
-    dir: VmDir,
-    vsock: Vsock,
-    tap_name: String,
-    spec: VmSpec,
+    pub(super) child: Child,
+    pub(super) dir: Arc<VmDir>,
+    pub(super) vsock: Vsock,
+    /// User and group of the process.
+    pub(super) owner: (u32, u32),
+    /// What lets the guest run.
+    pub(super) start: Vec<Request>,
+    /// Of the guest, bytes.
+    pub(super) memory_len: u64,
+    /// Whether Firecracker notes which pages change.
+    pub(super) tracks_changes: bool,
+    /// Memory as it was when Firecracker began to note changes: what the VM was restored from, later the last
+    /// snapshot of it. None if there is no such file, or it does not note them.
+    pub(super) base: Mutex<Option<File>>,
 }
 
 impl FirecrackerVm {
-    pub(super) fn new(child: Child, dir: VmDir, vsock: Vsock, tap_name: String, spec: VmSpec) -> Self {
-        Self { child, dir, vsock, tap_name, spec }
-    }
-
-    async fn configure_and_start(&self) -> Result<(), VmmError> {
-        let failed = |request: &str| {
-            let request = request.to_owned();
-            move |source| VmmError::Api { request, source }
-        };
-        let stream =
-            self.dir.connect(API_SOCKET).await.map_err(ApiError::Connect).map_err(failed("connect"))?;
-        let mut api = Api::new(stream).await.map_err(failed("connect"))?;
-        let mut requests = configure(&self.spec, &self.tap_name, vsock::SOCKET);
-        requests.push(start());
+    async fn send(&self, requests: &[Request]) -> Result<(), VmmError> {
+        let failed = |request: String| move |source| VmmError::Api { request, source };
+        let connected = self.dir.connect(API_SOCKET).await.map_err(ApiError::Connect);
+        let stream = connected.map_err(failed("connect".to_owned()))?;
+        let mut api = Api::new(stream).await.map_err(failed("connect".to_owned()))?;
         for request in requests {
-            api.put(&request).await.map_err(failed(&format!("PUT {}", request.path)))?;
+            api.send(request).await.map_err(failed(request.to_string()))?;
         }
         Ok(())
+    }
+
+    async fn save(
+        &self,
+        files: &SnapshotFiles,
+        while_paused: BoxFuture<'_, io::Result<()>>,
+    ) -> Result<Duration, VmmError> {
+        // Once asked to save them, Firecracker forgets which pages have changed: if anything fails, it is all
+        // of them the next time.
+        let base = self.base.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let pages = if base.is_some() { Pages::Changed } else { Pages::All };
+        if let Some(base) = base {
+            let (dir, memory, owner) = (Arc::clone(&self.dir), files.memory.clone(), self.owner);
+            blocking(&files.memory, move || saved::prepare(&dir, &base, &memory, owner)).await?;
+        }
+
+        let start = Instant::now();
+        let saved = async {
+            self.alive(self.send(&[pause(), create(pages, STATE, MEMORY)])).await?;
+            // To its end, even if Firecracker ends.
+            while_paused.await.map_err(VmmError::WhilePaused)
+        };
+        let saved = saved.await;
+        let resumed = self.alive(self.send(&[resume()])).await;
+        let paused = start.elapsed();
+        match resumed {
+            Ok(()) => saved?,
+            Err(ended @ VmmError::Ended(_)) => return Err(ended),
+            Err(error) => return Err(VmmError::Resume(Box::new(error))),
+        }
+
+        let (dir, taken, len) = (Arc::clone(&self.dir), files.clone(), self.memory_len);
+        let memory = blocking(&files.memory, move || saved::take_over(&dir, &taken, len, pages)).await?;
+        if self.tracks_changes {
+            *self.base.lock().unwrap_or_else(PoisonError::into_inner) = Some(memory);
+        }
+        Ok(paused)
     }
 
     /// Takes a step as long as Firecracker lives; its end is the error else.
@@ -68,14 +113,34 @@ impl FirecrackerVm {
     }
 }
 
+/// Works on files, of which `path` is one, off the event loop.
+async fn blocking<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, VmmError> + Send + 'static,
+) -> Result<T, VmmError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|broken| Err(save(path)(broken)))
+}
+
 #[async_trait]
 impl MicroVm for FirecrackerVm {
     fn pid(&self) -> u32 {
         self.child.pid()
     }
 
-    async fn boot(&self) -> Result<(), VmmError> {
-        self.alive(self.configure_and_start()).await
+    async fn start(&self) -> Result<(), VmmError> {
+        self.alive(self.send(&self.start)).await
+    }
+
+    async fn snapshot(
+        &self,
+        files: &SnapshotFiles,
+        while_paused: BoxFuture<'_, io::Result<()>>,
+    ) -> Result<Duration, VmmError> {
+        let saved = self.save(files, while_paused).await;
+        if saved.is_err() {
+            saved::discard(&self.dir);
+        }
+        saved
     }
 
     async fn connect_agent(&self) -> Result<UnixStream, VmmError> {

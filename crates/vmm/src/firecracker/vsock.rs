@@ -24,8 +24,8 @@ const MAX_ANSWER: usize = 32;
 #[derive(Debug)]
 pub(super) struct Vsock {
     port: u32,
-    /// Where the guest's first call to the host arrives, which the agent makes when it is up. None after that:
-    /// nobody would answer more of them.
+    /// Where the guest's first call to the host arrives, which the agent makes when it has booted. None after
+    /// that: nobody would answer more of them.
     calls: Mutex<Option<Arc<UnixListener>>>,
     /// Filled by that call; the stream is given to the first who asks.
     called: OnceCell<Mutex<Option<UnixStream>>>,
@@ -36,6 +36,11 @@ impl Vsock {
     pub(super) fn listen(dir: &VmDir, port: u32, uid: u32) -> Result<Self, VmmError> {
         let calls = dir.listen_here(&format!("{SOCKET}_{port}"), Some(uid))?;
         Ok(Self { port, calls: Mutex::new(Some(Arc::new(calls))), called: OnceCell::new() })
+    }
+
+    /// For a guest that was restored: its agent is up, and calls no more.
+    pub(super) fn of_restored(port: u32) -> Self {
+        Self { port, calls: Mutex::new(None), called: OnceCell::new() }
     }
 
     /// A stream to the agent, as soon as it is up. Safe to cancel.

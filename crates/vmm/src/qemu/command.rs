@@ -25,7 +25,13 @@ pub(super) const CONSOLE: &str = "console";
 /// Cache of translated code, MiB. Larger ones cost memory per VM and bring a shell no speed.
 const TRANSLATIONS_MIB: u32 = 64;
 
-pub(super) fn args(spec: &VmSpec, accelerator: Accelerator, tsc_khz: Option<u64>) -> Vec<OsString> {
+/// `restored` waits to be told to load its state, and never writes to its memory's file.
+pub(super) fn args(
+    spec: &VmSpec,
+    accelerator: Accelerator,
+    tsc_khz: Option<u64>,
+    restored: bool,
+) -> Vec<OsString> {
     let mut kernel_args = format!("{} reboot=t", kernel_args::COMMON);
     let (accel, cpu) = match accelerator {
         Accelerator::Kvm => ("kvm".to_owned(), "host"),
@@ -47,9 +53,11 @@ pub(super) fn args(spec: &VmSpec, accelerator: Accelerator, tsc_khz: Option<u64>
     let machine = "microvm,x-option-roms=off,pit=on,pic=on,rtc=on,isa-serial=on,acpi=on,suppress-vmdesc=on";
     option("-machine", format!("{machine},memory-backend=memory"));
     option("-global", "migration.send-configuration=off".to_owned());
-    // Shared memory in an unnamed file: a snapshot can copy the file, skipping its holes. Costs as much as
-    // anonymous memory.
-    option("-object", format!("memory-backend-memfd,id=memory,size={}M,share=on", spec.mem_mib));
+    // Nobody has to learn where a restored guest is now.
+    option("-global", "migration.announce-rounds=0".to_owned());
+    let sharing = if restored { "share=off,readonly=on,rom=off" } else { "share=on" };
+    let memory = format!("memory-backend-file,id=memory,size={}M", spec.mem_mib);
+    option("-object", format!("{memory},mem-path={},{sharing}", Image::Memory.path()));
     option("-m", format!("{}M", spec.mem_mib));
     option("-smp", spec.vcpus.to_string());
     option("-accel", accel);
@@ -81,8 +89,17 @@ pub(super) fn args(spec: &VmSpec, accelerator: Accelerator, tsc_khz: Option<u64>
     // The guest's reboot or shutdown leaves QEMU paused, so that its console can still be read.
     option("-action", "reboot=shutdown,shutdown=pause".to_owned());
     option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
+    if restored {
+        option("-incoming", "defer".to_owned());
+    }
     args.extend(["-nodefaults", "-no-user-config", "-nographic", "-S"].map(str::to_owned));
     args.into_iter().map(OsString::from).collect()
+}
+
+/// The machine these arguments make, with nothing of this host or of one VM.
+pub(super) fn machine(spec: &VmSpec, accelerator: Accelerator) -> String {
+    let args = args(spec, accelerator, None, false);
+    args.iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
 fn block_node(name: &str, image: Image, read_only: bool) -> String {
@@ -102,6 +119,8 @@ fn block_node(name: &str, image: Image, read_only: bool) -> String {
             "cache": cache,
             // The rootfs is open in every VM, the disk in one by construction.
             "locking": "off",
+            // A restore would throw the file out of the page cache that all VMs share, in the guest's time.
+            "drop-cache": false,
         },
     })
     .to_string()
@@ -112,20 +131,32 @@ mod tests {
     use super::*;
     use crate::vmm::test_spec;
 
-    fn lines(accelerator: Accelerator) -> String {
-        let args = args(&test_spec(), accelerator, Some(2_450_000));
+    fn lines(accelerator: Accelerator, restored: bool) -> String {
+        let args = args(&test_spec(), accelerator, Some(2_450_000), restored);
         let args: Vec<&str> = args.iter().filter_map(|arg| arg.to_str()).collect();
         args.join("\n").replace("\n-", "\n\n-").replace('\n', " ").replace("  -", "\n-")
     }
 
     #[test]
     fn command_line_under_tcg() {
-        insta::assert_snapshot!(lines(Accelerator::Tcg));
+        insta::assert_snapshot!(lines(Accelerator::Tcg, false));
     }
 
     #[test]
     fn command_line_with_kvm() {
-        insta::assert_snapshot!(lines(Accelerator::Kvm));
+        insta::assert_snapshot!(lines(Accelerator::Kvm, false));
+    }
+
+    #[test]
+    fn command_line_of_a_restore() {
+        insta::assert_snapshot!(lines(Accelerator::Tcg, true));
+    }
+
+    #[test]
+    fn the_description_of_a_machine_holds_no_measurement() {
+        let machine = machine(&test_spec(), Accelerator::Tcg);
+        assert!(machine.contains("-m 256M -smp 2"), "{machine}");
+        assert!(!machine.contains("tsc"), "{machine}");
     }
 
     #[test]

@@ -2,14 +2,19 @@
 
 mod command;
 mod console;
+mod memory;
 mod qmp;
+mod save;
 mod vm;
 
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde_json::json;
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::child::{Child, Command};
@@ -17,8 +22,9 @@ use crate::console::printable;
 use crate::dir::{Image, VmDir};
 use crate::error::VmmError;
 use crate::version::Requirement;
-use crate::vmm::{Accelerator, Exit, MicroVm, Place, VmSpec, Vmm, VmmInfo, VmmKind};
+use crate::vmm::{Accelerator, Exit, MicroVm, Origin, Place, VmSpec, Vmm, VmmInfo, VmmKind};
 use command::{AGENT_FD, QMP_FD, TAP_FD};
+use memory::Memory;
 use qmp::Qmp;
 use vm::QemuVm;
 
@@ -35,14 +41,14 @@ const READY_TIMEOUT: Duration = Duration::from_secs(15);
 const REQUIREMENT: Requirement = Requirement {
     name: "QEMU",
     marker: "QEMU emulator version ",
-    needed: (8, 0),
-    reason: "earlier ones translate every new program of the guest from scratch",
+    needed: (8, 2),
+    reason: "earlier ones cannot map the memory of a snapshot without writing to it",
 };
 
 /// The QEMU at `bin` (a path, or a name to be found in `PATH`) as a VMM. Blocks while it prints its version.
 ///
 /// # Errors
-/// When it cannot be run, or is older than 8.0.
+/// When it cannot be run, or is older than 8.2.
 pub fn qemu(bin: &Path, accelerator: Accelerator) -> Result<Arc<dyn Vmm>, VmmError> {
     let program = REQUIREMENT.check(bin)?;
     let info = VmmInfo { kind: VmmKind::Qemu, version: program.version, accelerator };
@@ -62,9 +68,28 @@ impl Vmm for Qemu {
         &self.info
     }
 
-    async fn spawn(&self, place: Place, spec: &VmSpec) -> Result<Box<dyn MicroVm>, VmmError> {
+    fn machine(&self, spec: &VmSpec) -> String {
+        command::machine(spec, self.info.accelerator)
+    }
+
+    async fn spawn(
+        &self,
+        place: Place,
+        spec: &VmSpec,
+        origin: &Origin,
+    ) -> Result<Box<dyn MicroVm>, VmmError> {
         let dir = VmDir::open(&place.dir)?;
         let mut fds = Image::open_all(spec)?;
+        let memory = match origin {
+            Origin::Boot => Memory::empty(spec.mem_mib).map_err(VmmError::MakeMemory)?,
+            Origin::Snapshot(files) => {
+                let [state, (memory, _)] = Image::open_snapshot(files)?;
+                fds.push(state);
+                Memory::Private(memory.into())
+            }
+        };
+        fds.push((memory.fd().map_err(VmmError::MakeMemory)?, Image::Memory as RawFd));
+        let restored = matches!(origin, Origin::Snapshot(_));
         // Listening before QEMU starts: one can connect at once, with no waiting for a path to appear.
         fds.push((dir.listen(QMP_SOCKET, None)?, QMP_FD));
         fds.push((dir.listen(AGENT_SOCKET, None)?, AGENT_FD));
@@ -72,15 +97,15 @@ impl Vmm for Qemu {
         let stream = dir.connect(QMP_SOCKET).await.map_err(|source| dir.connect_error(QMP_SOCKET, source))?;
         let child = Child::spawn(Command {
             program: self.program.clone(),
-            args: command::args(spec, self.info.accelerator, self.tsc_khz),
+            args: command::args(spec, self.info.accelerator, self.tsc_khz, restored),
             dir: place.dir,
             netns: place.netns,
             credentials: place.credentials,
             fds,
         })
         .await?;
-        let failure = match timeout(READY_TIMEOUT, Qmp::start(stream)).await {
-            Ok(Ok(qmp)) => return Ok(Box::new(QemuVm::new(child, dir, qmp))),
+        let failure = match timeout(READY_TIMEOUT, ready(stream, restored)).await {
+            Ok(Ok(qmp)) => return Ok(Box::new(QemuVm::new(child, dir, memory, qmp))),
             Ok(Err(source)) => match child.dying().await {
                 Some(status) => VmmError::Ended(Exit { status, console: printable(&[&child.output()]) }),
                 None => VmmError::Qmp { command: "qmp_capabilities", source },
@@ -90,4 +115,14 @@ impl Vmm for Qemu {
         child.kill().await?;
         Err(failure)
     }
+}
+
+/// Waits for QEMU, and asks it to tell when it has loaded a state that it will be told to load.
+async fn ready(stream: UnixStream, restored: bool) -> Result<Qmp, QmpError> {
+    let qmp = Qmp::start(stream).await?;
+    if restored {
+        let capabilities = json!([{ "capability": "events", "state": true }]);
+        qmp.execute("migrate-set-capabilities", json!({ "capabilities": capabilities })).await?;
+    }
+    Ok(qmp)
 }

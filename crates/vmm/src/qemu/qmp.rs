@@ -41,7 +41,16 @@ pub enum QmpError {
 #[derive(Debug, Clone)]
 pub(super) struct Qmp {
     calls: mpsc::Sender<Call>,
-    shutdown: watch::Receiver<Option<String>>,
+    told: watch::Receiver<Told>,
+}
+
+/// What QEMU has told in events, as far as someone here wants to know.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Told {
+    /// How the guest has ended itself: `guest-reset`, `guest-panic`, …
+    pub(super) shutdown: Option<String>,
+    /// How far a migration is: `completed`, `failed`, …
+    pub(super) migration: Option<String>,
 }
 
 #[derive(Debug)]
@@ -79,9 +88,9 @@ impl Qmp {
             return Err(QmpError::Answer(format!("{first:?} instead of a greeting")));
         }
         let (calls, queue) = mpsc::channel(QUEUE);
-        let (told, shutdown) = watch::channel(None);
-        tokio::spawn(converse(lines, write, queue, told));
-        let qmp = Self { calls, shutdown };
+        let (tell, told) = watch::channel(Told::default());
+        tokio::spawn(converse(lines, write, queue, tell));
+        let qmp = Self { calls, told };
         qmp.execute("qmp_capabilities", json!({})).await?;
         Ok(qmp)
     }
@@ -89,7 +98,12 @@ impl Qmp {
     /// Runs a command and gives back what it returns.
     pub(super) async fn execute(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
         let (reply, answer) = oneshot::channel();
-        let line = format!("{}\n", json!({ "execute": command, "arguments": arguments }));
+        let mut line = json!({ "execute": command });
+        // QEMU reads byte by byte, at several system calls each.
+        if arguments != json!({}) {
+            line["arguments"] = arguments;
+        }
+        let line = format!("{line}\n");
         let call = async {
             self.calls.send(Call { line, reply }).await.map_err(|_| QmpError::Closed)?;
             answer.await.unwrap_or(Err(QmpError::Closed))
@@ -97,16 +111,29 @@ impl Qmp {
         timeout(COMMAND_TIMEOUT, call).await.unwrap_or(Err(QmpError::Timeout(COMMAND_TIMEOUT)))
     }
 
-    /// Completes when the guest has ended itself, with QEMU's word for how (`guest-reset`, `guest-panic`); with
-    /// none when the connection has ended.
-    pub(super) async fn shutdown(&self) -> Option<String> {
-        let mut shutdown = self.shutdown.clone();
-        shutdown.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone())
+    /// Completes when what QEMU has told, now or earlier, is as `wanted`; fails when the connection ends
+    /// first.
+    pub(super) async fn told(&self, wanted: impl FnMut(&Told) -> bool) -> Result<Told, QmpError> {
+        let mut told = self.told.clone();
+        told.wait_for(wanted).await.map(|told| told.clone()).map_err(|_| QmpError::Closed)
     }
 
     /// How the guest has ended itself, if it has.
     pub(super) fn shutdown_reason(&self) -> Option<String> {
-        self.shutdown.borrow().clone()
+        self.told.borrow().shutdown.clone()
+    }
+}
+
+impl Told {
+    /// Takes note of an event.
+    fn hear(&mut self, event: &str, data: &Value) {
+        let text = |key: &str| data[key].as_str().unwrap_or("unknown").to_owned();
+        match event {
+            // Only the first says how it began: telling QEMU to quit is one more.
+            "SHUTDOWN" => drop(self.shutdown.get_or_insert_with(|| text("reason"))),
+            "MIGRATION" => self.migration = Some(text("status")),
+            _ => {}
+        }
     }
 }
 
@@ -114,7 +141,7 @@ async fn converse(
     mut lines: Lines,
     mut write: impl AsyncWriteExt + Unpin,
     mut queue: mpsc::Receiver<Call>,
-    shutdown: watch::Sender<Option<String>>,
+    told: watch::Sender<Told>,
 ) {
     // QEMU answers in order. Those not answered when this returns learn it from their dropped sender.
     let mut waiting: VecDeque<oneshot::Sender<Result<Value, QmpError>>> = VecDeque::new();
@@ -130,15 +157,7 @@ async fn converse(
             message = lines.next() => {
                 let answer = match message {
                     Ok(Message { event: Some(event), data, .. }) => {
-                        if event == "SHUTDOWN" {
-                            let reason = data["reason"].as_str().unwrap_or("unknown").to_owned();
-                            // Only the first says how it began: telling QEMU to quit is one more.
-                            shutdown.send_if_modified(|known| {
-                                let first = known.is_none();
-                                known.get_or_insert(reason);
-                                first
-                            });
-                        }
+                        told.send_modify(|told| told.hear(&event, &data));
                         continue;
                     }
                     Ok(Message { error: Some(refusal), .. }) => Err(QmpError::Refused(refusal.desc)),
@@ -228,7 +247,9 @@ mod tests {
         let answers = [answer.as_str()];
         let qmp = tokio::join!(Qmp::start(ours), play(theirs, &answers)).0.unwrap();
         qmp.calls.closed().await;
-        assert_eq!(qmp.shutdown().await.as_deref(), Some("guest-reset"));
+        let told = qmp.told(|told| told.shutdown.is_some()).await.unwrap();
+        assert_eq!(told.shutdown.as_deref(), Some("guest-reset"));
+        assert!(matches!(qmp.told(|told| told.migration.is_some()).await, Err(QmpError::Closed)));
     }
 
     #[tokio::test]

@@ -1,43 +1,75 @@
 //! A running QEMU and its VM.
 
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 use super::AGENT_SOCKET;
 use super::console::Console;
-use super::qmp::Qmp;
+use super::memory::Memory;
+use super::qmp::{Qmp, QmpError, Told};
 use crate::child::Child;
 use crate::console::printable;
-use crate::dir::VmDir;
+use crate::dir::{Image, VmDir};
 use crate::error::VmmError;
-use crate::vmm::{Exit, MicroVm};
+use crate::vmm::{BoxFuture, Exit, MicroVm, SnapshotFiles};
+
+/// Loading a state takes milliseconds: it holds no memory.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub(super) struct QemuVm {
-    child: Child,
-    dir: VmDir,
+    pub(super) child: Child,
+    pub(super) dir: Arc<VmDir>,
+    pub(super) memory: Memory,
     qmp: Qmp,
     console: Arc<Console>,
 }
 
 impl QemuVm {
-    pub(super) fn new(child: Child, dir: VmDir, qmp: Qmp) -> Self {
+    pub(super) fn new(child: Child, dir: VmDir, memory: Memory, qmp: Qmp) -> Self {
         let console = Arc::new(Console::default());
         tokio::spawn(end_with_guest(qmp.clone(), Arc::clone(&console)));
-        Self { child, dir, qmp, console }
+        Self { child, dir: Arc::new(dir), memory, qmp, console }
     }
 
-    fn exit(&self, status: String) -> Exit {
+    pub(super) async fn command(&self, command: &'static str, arguments: Value) -> Result<(), VmmError> {
+        match self.qmp.execute(command, arguments).await {
+            Ok(_) => Ok(()),
+            // It lives then.
+            Err(source @ QmpError::Refused(_)) => Err(VmmError::Qmp { command, source }),
+            Err(source) => Err(self.failure(VmmError::Qmp { command, source }).await),
+        }
+    }
+
+    /// Loads the state of the snapshot the VM was spawned for.
+    async fn load(&self) -> Result<(), VmmError> {
+        let command = "migrate-incoming";
+        self.command(command, json!({ "uri": format!("file:{}", Image::State.path()) })).await?;
+        let over = |told: &Told| matches!(told.migration.as_deref(), Some("completed" | "failed"));
+        let source = match timeout(LOAD_TIMEOUT, self.qmp.told(over)).await {
+            Ok(Ok(told)) if told.migration.as_deref() == Some("completed") => return Ok(()),
+            Ok(Ok(_)) => QmpError::Refused("the state cannot be loaded".to_owned()),
+            Ok(Err(error)) => error,
+            Err(_) => QmpError::Timeout(LOAD_TIMEOUT),
+        };
+        // With a state that is none, QEMU ends.
+        Err(self.failure(VmmError::Qmp { command, source }).await)
+    }
+
+    pub(super) fn exit(&self, status: String) -> Exit {
         let status =
             self.qmp.shutdown_reason().map_or(status, |reason| format!("ended by its guest ({reason})"));
         Exit { status, console: self.printed() }
     }
 
     /// Why something failed: the end of QEMU, if it is ending, else `error`.
-    async fn failure(&self, error: VmmError) -> VmmError {
+    pub(super) async fn failure(&self, error: VmmError) -> VmmError {
         self.child.dying().await.map_or(error, |status| VmmError::Ended(self.exit(status)))
     }
 
@@ -48,7 +80,7 @@ impl QemuVm {
 
 /// When the guest ends itself, QEMU stays: takes over its console, then lets it go. Ends with QEMU.
 async fn end_with_guest(qmp: Qmp, console: Arc<Console>) {
-    if qmp.shutdown().await.is_none() {
+    if qmp.told(|told| told.shutdown.is_some()).await.is_err() {
         return;
     }
     if let Err(error) = console.fetch(&qmp).await {
@@ -65,11 +97,19 @@ impl MicroVm for QemuVm {
         self.child.pid()
     }
 
-    async fn boot(&self) -> Result<(), VmmError> {
-        match self.qmp.execute("cont", json!({})).await {
-            Ok(_) => Ok(()),
-            Err(source) => Err(self.failure(VmmError::Qmp { command: "cont", source }).await),
+    async fn start(&self) -> Result<(), VmmError> {
+        if let Memory::Private(_) = self.memory {
+            self.load().await?;
         }
+        self.command("cont", json!({})).await
+    }
+
+    async fn snapshot(
+        &self,
+        files: &SnapshotFiles,
+        while_paused: BoxFuture<'_, io::Result<()>>,
+    ) -> Result<Duration, VmmError> {
+        self.save(files, while_paused).await
     }
 
     async fn connect_agent(&self) -> Result<UnixStream, VmmError> {

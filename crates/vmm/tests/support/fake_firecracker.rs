@@ -2,7 +2,8 @@
 //! by the test itself. They appear when the process starts, as those of the real one do.
 
 use std::convert::Infallible;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -24,9 +25,22 @@ pub(crate) enum Trouble {
     None,
     /// The API refuses the tap.
     Refusal,
-    /// The process is killed by the third request.
-    Death,
+    /// The process is killed by this request, of this path and body.
+    Death(&'static str),
+    /// The API refuses to save the VM, having written a part.
+    NoRoom,
+    /// The API refuses to resume the VM.
+    NoResume,
+    /// When told to save the VM, it makes a symbolic link of this one of its files.
+    Link(&'static str),
 }
+
+/// Of the guest of [`Ground::spec`], bytes.
+pub(crate) const MEMORY: u64 = 128 << 20;
+/// What the fake writes at the beginning of the guest's memory.
+pub(crate) const FIRST_PAGE: &[u8] = &[0xaa; 4096];
+/// What it writes in a restored guest, and where.
+pub(crate) const CHANGED_PAGE: (&[u8], u64) = (&[0xbb; 4096], 8192);
 
 /// Writes the program. It prints how it was called, lets its sockets appear, and waits to be killed.
 pub(crate) fn program(ground: &Ground) -> PathBuf {
@@ -103,12 +117,10 @@ async fn answer(
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let body = request.into_body().collect().await.unwrap().to_bytes();
-    let count = {
-        let mut requests = requests.lock().unwrap();
-        requests.push(format!("{method} {path} {}", String::from_utf8_lossy(&body)));
-        requests.len()
-    };
-    if trouble == Trouble::Death && count == 3 {
+    let body = String::from_utf8_lossy(&body);
+    let line = format!("{method} {path} {body}");
+    requests.lock().unwrap().push(line.clone());
+    if matches!(trouble, Trouble::Death(at) if line.contains(at)) {
         for process in manta_host::processes_in(&dir).unwrap() {
             kill_process(Pid::from_raw(i32::try_from(process.pid()).unwrap()).unwrap(), Signal::KILL)
                 .unwrap();
@@ -116,15 +128,56 @@ async fn answer(
         // The real one would not answer either.
         std::future::pending::<()>().await;
     }
-    let refused = trouble == Trouble::Refusal && path.starts_with("/network-interfaces");
-    let (status, body) = if refused {
-        (StatusCode::BAD_REQUEST, r#"{"fault_message":"Could not create the network device: no tap"}"#)
+    if path == "/snapshot/create" {
+        save(&dir, &serde_json::from_str(&body).unwrap(), trouble);
+    }
+    let fault = match (trouble, path.as_str()) {
+        (Trouble::Refusal, "/network-interfaces/net") => "Could not create the network device: no tap",
+        (Trouble::NoRoom, "/snapshot/create") => "Cannot write memory file: no room",
+        (Trouble::NoResume, "/vm") if body.contains("Resumed") => "Failed to resume: no answer of a vCPU",
+        _ => "",
+    };
+    let (status, body) = if fault.is_empty() {
+        (StatusCode::NO_CONTENT, String::new())
     } else {
-        (StatusCode::NO_CONTENT, "")
+        (StatusCode::BAD_REQUEST, format!(r#"{{"fault_message":"{fault}"}}"#))
     };
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
     Ok(response)
+}
+
+/// Does to the files what Firecracker does (its `Vm::snapshot_memory_to_file`), as the user it runs as.
+fn save(dir: &Path, request: &serde_json::Value, trouble: Trouble) {
+    let owner = fs::metadata(dir).unwrap();
+    let file = |name: &str| dir.join(request[name].as_str().unwrap());
+    let (state, memory) = (file("snapshot_path"), file("mem_file_path"));
+    for (path, what) in [(&state, "state"), (&memory, "memory")] {
+        if trouble == Trouble::Link(what) {
+            let secret = dir.join("secret");
+            fs::write(&secret, "secret").unwrap();
+            fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).unwrap();
+            let _ = fs::remove_file(path);
+            symlink(&secret, path).unwrap();
+            return;
+        }
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path).unwrap();
+        if what == "state" {
+            file.set_len(0).unwrap();
+            file.write_all_at(b"processors", 0).unwrap();
+        } else if trouble == Trouble::NoRoom {
+            file.set_len(MEMORY).unwrap();
+        } else if request["snapshot_type"] == "Diff" {
+            let clone = file.metadata().unwrap();
+            assert_eq!((clone.len(), clone.uid()), (MEMORY, owner.uid()), "it is there, and Firecracker's");
+            file.write_all_at(CHANGED_PAGE.0, CHANGED_PAGE.1).unwrap();
+        } else {
+            file.set_len(MEMORY).unwrap();
+            file.write_all_at(&vec![0; 4 << 20], 1 << 20).unwrap();
+            file.write_all_at(FIRST_PAGE, 0).unwrap();
+        }
+        chown(path, Some(owner.uid()), Some(owner.gid())).unwrap();
+    }
 }
 
 /// Reads the host's CONNECT.

@@ -5,10 +5,17 @@ use std::path::{Path, PathBuf};
 /// What the guest prints.
 pub(crate) const GREETING: &str = "manta test guest: hello\n";
 
+/// Letters of a printed count: digits of base 16, from `a`.
+pub(crate) const COUNT: usize = 4;
+
 /// What it does then.
 pub(crate) enum Then {
     /// Waits for ever.
     Wait,
+    /// Counts, once in about 10 ms, in more and more memory: turn n writes n to its n-th page, ends if a page
+    /// before does not hold its own number, and prints n as [`COUNT`] letters and a newline. For a minute at
+    /// least.
+    Count,
     /// Ends, which is the death of a kernel's first process.
     Exit,
 }
@@ -17,11 +24,135 @@ pub(crate) enum Then {
 pub(crate) fn init(then: Then) -> Vec<u8> {
     const HEADERS: usize = 0x40 + 56;
     const BASE: u64 = 0x40_0000;
+    /// Of the pages that are counted in.
+    const TABLE: u32 = 0x100_0000;
+    const TABLE_SIZE: u64 = 64 << 20;
+    let [t0, t1, t2, t3] = TABLE.to_le_bytes();
     let end: &[u8] = match then {
         Then::Wait => &[
             0xb8, 34, 0, 0, 0, // mov eax, pause
             0x0f, 0x05, // syscall
             0xeb, 0xf7, // jmp to the start of this
+        ],
+        Then::Count => &[
+            0x45,
+            0x31,
+            0xe4, // xor r12d, r12d
+            0x41,
+            0xff,
+            0xc4, // turn: inc r12d
+            0x44,
+            0x89,
+            0xe0, // mov eax, r12d
+            0xc1,
+            0xe0,
+            12, // shl eax, 12
+            0x44,
+            0x89,
+            0xa0,
+            t0,
+            t1,
+            t2,
+            t3, // mov [rax + TABLE], r12d
+            0x44,
+            0x89,
+            0xe1, // mov ecx, r12d
+            0x89,
+            0xc8, // page: mov eax, ecx
+            0xc1,
+            0xe0,
+            12, // shl eax, 12
+            0x39,
+            0x88,
+            t0,
+            t1,
+            t2,
+            t3, // cmp [rax + TABLE], ecx
+            0x75,
+            76, // jne bad
+            0xff,
+            0xc9, // dec ecx
+            0x75,
+            0xef, // jnz page
+            0x48,
+            0x8d,
+            0x74,
+            0x24,
+            0xf0, // lea rsi, [rsp - 16]
+            0xb9,
+            COUNT as u8,
+            0,
+            0,
+            0, // mov ecx, COUNT
+            0x44,
+            0x89,
+            0xe2, // mov edx, r12d
+            0x89,
+            0xd0, // letter: mov eax, edx
+            0x83,
+            0xe0,
+            15, // and eax, 15
+            0x04,
+            b'a', // add al, 'a'
+            0x88,
+            0x44,
+            0x0e,
+            0xff, // mov [rsi + rcx - 1], al
+            0xc1,
+            0xea,
+            4, // shr edx, 4
+            0xff,
+            0xc9, // dec ecx
+            0x75,
+            0xee, // jnz letter
+            0xc6,
+            0x46,
+            COUNT as u8,
+            b'\n', // mov byte [rsi + COUNT], '\n'
+            0xb8,
+            1,
+            0,
+            0,
+            0, // mov eax, write
+            0x89,
+            0xc7, // mov edi, eax (stdout)
+            0xba,
+            COUNT as u8 + 1,
+            0,
+            0,
+            0, // mov edx, COUNT + 1
+            0x0f,
+            0x05, // syscall
+            0x68,
+            0x80,
+            0x96,
+            0x98,
+            0, // push 10000000 (nanoseconds)
+            0x6a,
+            0, // push 0 (seconds)
+            0x48,
+            0x89,
+            0xe7, // mov rdi, rsp
+            0x31,
+            0xf6, // xor esi, esi
+            0xb8,
+            35,
+            0,
+            0,
+            0, // mov eax, nanosleep
+            0x0f,
+            0x05, // syscall
+            0x58,
+            0x58, // pop rax; pop rax
+            0xeb,
+            0x94, // jmp turn
+            0xb8,
+            60,
+            0,
+            0,
+            0, // bad: mov eax, exit
+            0x0f,
+            0x05, // syscall
         ],
         Then::Exit => &[
             0xb8, 60, 0, 0, 0, // mov eax, exit
@@ -50,8 +181,9 @@ pub(crate) fn init(then: Then) -> Vec<u8> {
     long(&mut elf, &[BASE + HEADERS as u64, 0x40, 0]); // entry, program headers, no section headers
     word(&mut elf, &[0]);
     half(&mut elf, &[0x40, 56, 1, 0, 0, 0]);
-    word(&mut elf, &[1, 5]); // one segment: load, read and execute
-    long(&mut elf, &[0, BASE, BASE, length, length, 0x1000]);
+    word(&mut elf, &[1, 7]); // one segment: load, read, write and execute
+    let size = u64::from(TABLE) - BASE + TABLE_SIZE;
+    long(&mut elf, &[0, BASE, BASE, length, size, 0x1000]);
     elf.extend(code);
     elf
 }

@@ -1,15 +1,17 @@
 //! `manta-agent`. In a guest it is PID 1: boot, open the ways to the host, serve. Anywhere else it
-//! serves the one connection that is its standard input, with the same code: for tests, and for
-//! trying a host against a real agent without a microVM.
+//! serves the connection that is its standard input, or whoever connects to the socket that is, with the
+//! same code: for tests, and for trying a host against a real agent without a microVM. It changes nothing
+//! of the machine it runs on.
 #![no_main]
 
 mod sys;
 
 use manta_agent::channel::{self, Channels};
 use manta_agent::kmsg::{self, Level, chain};
-use manta_agent::{Agent, boot};
+use manta_agent::{Agent, Machine, boot};
 use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use rustix::net::sockopt::socket_acceptconn;
 use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, wait};
 
 /// The process's exit status; PID 1 does not return.
@@ -29,8 +31,8 @@ fn run() -> i32 {
 }
 
 fn guest() -> Result<(), Box<dyn std::error::Error>> {
-    boot::run()?;
-    let mut agent = Agent::new(channel::open()?)?;
+    let machine = Machine::guest(boot::run()?)?;
+    let mut agent = Agent::new(channel::open()?, machine)?;
     kmsg::log(Level::Info, "ready");
     Ok(agent.run()?)
 }
@@ -41,7 +43,12 @@ fn beside_a_guest() -> Result<(), Box<dyn std::error::Error>> {
     let null: Result<_, Errno> = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     rustix::stdio::dup2_stdin(null?)?;
     set_child_subreaper(Some(getpid()))?; // orphans come here, as they do to PID 1
-    let mut agent = Agent::new(Channels { connection: Some(connection), ..Channels::default() })?;
+    let channels = if socket_acceptconn(&connection).unwrap_or(false) {
+        Channels { listener: Some(connection), ..Channels::default() }
+    } else {
+        Channels { connection: Some(connection), ..Channels::default() }
+    };
+    let mut agent = Agent::new(channels, Machine::foreign())?;
     let result = agent.run();
     kill_and_reap_all();
     Ok(result?)

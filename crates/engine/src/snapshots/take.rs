@@ -1,0 +1,119 @@
+//! Taking a snapshot of a running sandbox, which goes on running: the agent's connection is parked, the guest is
+//! paused while its state, memory and disk are saved, then everything resumes, whatever happened.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use manta_api::SandboxInfo;
+use manta_host::disk::clone_file;
+use manta_vmm::{BoxFuture, MicroVm, SnapshotFiles};
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+use tracing::{info, warn};
+
+use super::{Draft, SnapshotName, Store, StoreError, Stored};
+use crate::agent::Session;
+use crate::error::{EngineError, chain};
+use crate::guest;
+use crate::shared::Shared;
+
+/// For a guest to write what it has cached to its disk, and to send what is due.
+const PARK_LIMIT: Duration = Duration::from_secs(60);
+
+/// What a snapshot is taken of.
+#[derive(Debug)]
+pub(crate) struct Subject {
+    pub(crate) vm: Arc<dyn MicroVm>,
+    pub(crate) session: Session,
+    pub(crate) disk: PathBuf,
+}
+
+/// What is wanted.
+#[derive(Debug)]
+pub(crate) struct Order {
+    /// Where to.
+    pub(crate) store: Store,
+    pub(crate) name: Option<SnapshotName>,
+}
+
+/// Takes a snapshot and answers; to be awaited to its end. When nobody waits for the answer any more, there is
+/// no snapshot.
+pub(crate) async fn take(
+    info: &SandboxInfo,
+    subject: Subject,
+    order: Order,
+    shared: &Shared,
+    answer: oneshot::Sender<Result<Arc<Stored>, EngineError>>,
+) {
+    let store = order.store.clone();
+    let taken = save(info, subject, order, shared, || answer.is_closed()).await;
+    if let Err(Ok(unwanted)) = answer.send(taken) {
+        let deleted = spawn_blocking(move || store.delete(&unwanted.manifest.id)).await;
+        warn!(sandbox_id = %info.id, ?deleted, "nobody waited for a snapshot: it is deleted again");
+    }
+}
+
+async fn save(
+    info: &SandboxInfo,
+    subject: Subject,
+    order: Order,
+    shared: &Shared,
+    unwanted: impl Fn() -> bool,
+) -> Result<Arc<Stored>, EngineError> {
+    let Subject { vm, session, disk } = subject;
+    let Order { store, name } = order;
+    let mem_bytes = u64::from(shared.config.mem_mib) << 20;
+    let disk_bytes = std::fs::metadata(&disk).map_or(0, |found| found.blocks() * 512);
+    let draft = blocking(move || store.begin(name, mem_bytes + disk_bytes)).await?;
+
+    session.park(PARK_LIMIT).await.map_err(|error| failed("parking the agent", &error))?;
+    let paused = pause_and_save(&*vm, &draft, disk, shared).await;
+    // Whatever happened, the guest goes on if it can.
+    let resumed = guest::resume(&*vm, &session, &shared.config).await;
+    let pause = paused?;
+    resumed?;
+    if unwanted() {
+        return Err(EngineError::NotRunning { id: info.id.clone(), state: info.state, reason: None });
+    }
+    let created_unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let (sandbox_id, machine) = (info.id.clone(), shared.machine.as_ref().clone());
+    let created_unix_ms = u64::try_from(created_unix_ms).unwrap_or_default();
+    let stored = blocking(move || draft.commit(sandbox_id, created_unix_ms, machine, pause)).await?;
+    info!(sandbox_id = %info.id, snapshot_id = %stored.manifest.id, ?pause, "snapshot taken");
+    Ok(stored)
+}
+
+/// How long the guest was paused.
+async fn pause_and_save(
+    vm: &dyn MicroVm,
+    draft: &Draft,
+    disk: PathBuf,
+    shared: &Shared,
+) -> Result<Duration, EngineError> {
+    let (to, mode) = (draft.disk(), shared.config.clone_mode);
+    let clone_disk: BoxFuture<'_, io::Result<()>> = Box::pin(async move {
+        let cloned = spawn_blocking(move || clone_file(&disk, &to, mode)).await?;
+        cloned.map(drop).map_err(|error| io::Error::other(chain(&error)))
+    });
+    let files: SnapshotFiles = draft.files();
+    vm.snapshot(&files, clone_disk).await.map_err(|error| failed("saving the microVM", &error))
+}
+
+/// Work on the store, off the event loop.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, EngineError> {
+    match spawn_blocking(work).await {
+        Ok(done) => done.map_err(EngineError::from),
+        Err(panicked) => {
+            Err(EngineError::Host { stage: "working on snapshots", reason: panicked.to_string() })
+        }
+    }
+}
+
+fn failed(stage: &'static str, error: &dyn std::error::Error) -> EngineError {
+    EngineError::SnapshotFailed { stage, reason: chain(error) }
+}

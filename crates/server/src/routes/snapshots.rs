@@ -1,0 +1,98 @@
+//! Saving sandboxes, and making new ones of what was saved.
+
+use axum::extract::State;
+use manta_api::{
+    CreateResponse, ErrorBody, SnapshotCreateRequest, SnapshotCreateResponse, SnapshotDeleteRequest,
+    SnapshotDeleteResponse, SnapshotDeleteStatus, SnapshotList, SnapshotRestoreRequest,
+};
+
+use super::AppState;
+use crate::body::Json;
+use crate::error::ApiError;
+
+/// Saves a running sandbox: processes, memory and disk as they are at one moment. It goes on running, after a
+/// short pause. Answers when the snapshot is on the disk.
+#[utoipa::path(
+    post,
+    path = "/snapshot/create",
+    request_body = SnapshotCreateRequest,
+    responses(
+        (status = 200, body = SnapshotCreateResponse),
+        (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody, description = "`sandbox_not_found`"),
+        (status = 409, body = ErrorBody, description = "`sandbox_not_running` or `snapshot_name_taken`"),
+        (status = 413, body = ErrorBody),
+        (status = 415, body = ErrorBody),
+        (status = 500, body = ErrorBody),
+        (status = 502, body = ErrorBody, description = "`snapshot_failed`; the sandbox runs on if it can"),
+        (status = 503, body = ErrorBody, description = "`sandbox_busy`; see Retry-After"),
+        (status = 507, body = ErrorBody, description = "`snapshot_storage_full`"),
+    )
+)]
+pub(super) async fn create(
+    State(state): State<AppState>,
+    Json(request): Json<SnapshotCreateRequest>,
+) -> Result<axum::Json<SnapshotCreateResponse>, ApiError> {
+    let (snapshot_id, pause) = state.engine.snapshot(&request.sandbox_id, request.name.as_deref()).await?;
+    let pause_us = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
+    Ok(axum::Json(SnapshotCreateResponse { snapshot_id, pause_us }))
+}
+
+/// Makes a sandbox that goes on where a snapshot was taken. Answers when it takes commands.
+#[utoipa::path(
+    post,
+    path = "/snapshot/restore",
+    request_body = SnapshotRestoreRequest,
+    responses(
+        (status = 200, body = CreateResponse),
+        (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody, description = "`snapshot_not_found`"),
+        (status = 409, body = ErrorBody, description = "`snapshot_incompatible` or `snapshot_damaged`, or \
+            `sandbox_not_running`: destroyed before it was ready"),
+        (status = 413, body = ErrorBody),
+        (status = 415, body = ErrorBody),
+        (status = 500, body = ErrorBody),
+        (status = 502, body = ErrorBody, description = "`boot_failed`"),
+        (status = 503, body = ErrorBody, description = "`host_full` or `shutting_down`; see Retry-After"),
+    )
+)]
+pub(super) async fn restore(
+    State(state): State<AppState>,
+    Json(request): Json<SnapshotRestoreRequest>,
+) -> Result<axum::Json<CreateResponse>, ApiError> {
+    let sandbox_id = state.engine.restore(&request.snapshot_id).await?;
+    Ok(axum::Json(CreateResponse { sandbox_id }))
+}
+
+/// Lists snapshots, oldest first, and which of them this server can restore.
+#[utoipa::path(
+    get,
+    path = "/snapshot/list",
+    responses((status = 200, body = SnapshotList), (status = 500, body = ErrorBody))
+)]
+pub(super) async fn list(State(state): State<AppState>) -> Result<axum::Json<SnapshotList>, ApiError> {
+    Ok(axum::Json(SnapshotList { snapshots: state.engine.snapshots().await? }))
+}
+
+/// Deletes a snapshot. Sandboxes restored from it live on.
+#[utoipa::path(
+    post,
+    path = "/snapshot/delete",
+    request_body = SnapshotDeleteRequest,
+    responses(
+        (status = 200, body = SnapshotDeleteResponse),
+        (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody, description = "`snapshot_not_found`"),
+        (status = 413, body = ErrorBody),
+        (status = 415, body = ErrorBody),
+        (status = 500, body = ErrorBody),
+    )
+)]
+pub(super) async fn delete(
+    State(state): State<AppState>,
+    Json(request): Json<SnapshotDeleteRequest>,
+) -> Result<axum::Json<SnapshotDeleteResponse>, ApiError> {
+    state.engine.delete_snapshot(&request.snapshot_id).await?;
+    let status = SnapshotDeleteStatus::Deleted;
+    Ok(axum::Json(SnapshotDeleteResponse { snapshot_id: request.snapshot_id, status }))
+}
