@@ -246,8 +246,9 @@ impl Engine {
         };
         let (created, outcome) = oneshot::channel();
         let shared = self.shared.clone();
-        let handle =
-            self.table.insert(&id, |ended| Handle::start(info, start, resources, shared, permit, created, ended));
+        let handle = self
+            .table
+            .insert(&id, |ended| Handle::start(info, start, resources, shared, permit, created, ended));
         let guard = handle.leave_on_drop();
         outcome.await.unwrap_or(Err(EngineError::ShuttingDown))?;
         guard.disarm();

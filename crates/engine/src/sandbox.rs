@@ -241,7 +241,7 @@ impl Task {
                         () = doomed.cancelled() => return,
                         alone = saving.lock() => alone,
                     };
-                    take(&info, subject, order, &shared, answer).await;
+                    take(&info, subject, order, &shared, &doomed, answer).await;
                 });
             }
         }

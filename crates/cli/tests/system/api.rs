@@ -103,7 +103,10 @@ fn the_openapi_document_is_the_golden_one() {
         .keys()
         .cloned()
         .collect();
-    assert_eq!(paths, ["/create", "/destroy", "/exec", "/healthz", "/sandboxes"]);
+    let snapshots = ["create", "delete", "list", "restore"].map(|route| format!("/snapshot/{route}"));
+    let expected =
+        [&["/create", "/destroy", "/exec", "/healthz", "/sandboxes"].map(String::from)[..], &snapshots];
+    assert_eq!(paths, expected.concat());
 }
 
 #[test]

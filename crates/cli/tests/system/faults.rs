@@ -2,15 +2,12 @@
 
 use std::time::Instant;
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use crate::harness::{Host, Server, eventually, scaled};
+use crate::harness::{Host, Server, artifact, eventually, kill, scaled};
 
-fn kill(pid: u32) {
-    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");
-    kill_process(pid, Signal::KILL).expect("kill the VMM");
-}
+/// Every sandbox boots; what happens when the golden snapshot cannot be made is tested elsewhere.
+const BOOT: (&str, &str) = ("MANTA_ENABLE_SNAPSHOTS", "0");
 
 fn nothing_is_left(server: &Server, host: &Host) {
     assert_eq!(server.vmms(), [0u32; 0]);
@@ -18,21 +15,12 @@ fn nothing_is_left(server: &Server, host: &Host) {
     assert!(!host.links().iter().any(|link| link.starts_with("mt-")), "{:?}", host.links());
 }
 
-/// A file with this content, where a server can be told to use it.
-fn artifact(content: &[u8]) -> tempfile::NamedTempFile {
-    let file = tempfile::NamedTempFile::new().expect("a temporary file");
-    std::fs::write(file.path(), content).expect("write it");
-    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    std::fs::set_permissions(file.path(), readable).expect("open it to VMMs");
-    file
-}
-
 #[test]
 fn a_broken_kernel_is_told_at_once_and_leaves_nothing() {
     let host = Host::enter();
     let kernel = artifact(b"this is not a kernel");
     let path = kernel.path().to_str().expect("a path");
-    let server = Server::with(&[("MANTA_KERNEL_PATH", path), ("MANTA_NETNS_POOL_SIZE", "0")]);
+    let server = Server::with(&[BOOT, ("MANTA_KERNEL_PATH", path), ("MANTA_NETNS_POOL_SIZE", "0")]);
     let began = Instant::now();
     let message = server.raw("POST", "/create", "", b"").error(502, "boot_failed");
     assert!(began.elapsed() < scaled(20), "it took {:?}: {message}", began.elapsed());
@@ -54,7 +42,7 @@ fn a_guest_without_a_working_agent_is_told_and_leaves_nothing() {
     // A root image without a file system: the agent cannot mount it, says so and gives up.
     let rootfs = artifact(&[0; 1 << 20]);
     let path = rootfs.path().to_str().expect("a path");
-    let server = Server::with(&[("MANTA_ROOTFS_PATH", path), ("MANTA_NETNS_POOL_SIZE", "0")]);
+    let server = Server::with(&[BOOT, ("MANTA_ROOTFS_PATH", path), ("MANTA_NETNS_POOL_SIZE", "0")]);
     let message = server.raw("POST", "/create", "", b"").error(502, "boot_failed");
     assert!(message.contains("console"), "the guest's own words are missing: {message}");
     nothing_is_left(&server, &host);
@@ -64,6 +52,7 @@ fn a_guest_without_a_working_agent_is_told_and_leaves_nothing() {
 fn a_guest_that_never_answers_is_given_up_in_time_and_kept_for_inspection_on_request() {
     let host = Host::enter();
     let server = Server::with(&[
+        BOOT,
         ("MANTA_AGENT_WAIT_TIMEOUT", "50ms"),
         ("MANTA_NETNS_POOL_SIZE", "0"),
         ("MANTA_DEBUG_KEEP_FAILED_SANDBOX", "1"),
@@ -79,7 +68,7 @@ fn a_guest_that_never_answers_is_given_up_in_time_and_kept_for_inspection_on_req
 #[test]
 fn a_vmm_killed_while_booting_is_told_at_once_and_leaves_nothing() {
     let host = Host::enter();
-    let server = Server::with(&[("MANTA_NETNS_POOL_SIZE", "0")]);
+    let server = Server::with(&[BOOT, ("MANTA_NETNS_POOL_SIZE", "0")]);
     std::thread::scope(|scope| {
         let creating = scope.spawn(|| server.raw("POST", "/create", "", b""));
         eventually("the VMM starts", scaled(20), || !server.vmms().is_empty());
@@ -94,7 +83,7 @@ fn a_vmm_killed_while_booting_is_told_at_once_and_leaves_nothing() {
 #[test]
 fn a_client_that_hangs_up_while_creating_leaves_no_sandbox() {
     let host = Host::enter();
-    let server = Server::with(&[("MANTA_NETNS_POOL_SIZE", "0")]);
+    let server = Server::with(&[BOOT, ("MANTA_NETNS_POOL_SIZE", "0")]);
     let request = server.begin("/create", &json!({}));
     eventually("the VMM starts", scaled(20), || !server.vmms().is_empty());
     drop(request);

@@ -87,7 +87,8 @@ fn a_command_that_ends_within_the_drain_answers_normally() {
 #[test]
 fn a_sandbox_being_created_takes_no_commands_and_can_be_destroyed_at_once() {
     let _host = Host::enter();
-    let server = Server::start();
+    // Boots, so that there is time to see it.
+    let server = Server::with(&[("MANTA_ENABLE_SNAPSHOTS", "0")]);
     std::thread::scope(|scope| {
         let creating = scope.spawn(|| server.raw("POST", "/create", "", b""));
         let listed = || server.get("/sandboxes")["sandboxes"][0].clone();
@@ -107,7 +108,7 @@ fn a_sandbox_being_created_takes_no_commands_and_can_be_destroyed_at_once() {
 fn sigterm_while_sandboxes_are_being_created_answers_everybody_and_leaves_nothing() {
     let host = Host::enter();
     let links = host.links();
-    let mut server = Server::with(&[("MANTA_NETNS_POOL_SIZE", "0")]);
+    let mut server = Server::with(&[("MANTA_NETNS_POOL_SIZE", "0"), ("MANTA_ENABLE_SNAPSHOTS", "0")]);
     std::thread::scope(|scope| {
         let creating: Vec<_> =
             (0..4).map(|_| scope.spawn(|| server.raw("POST", "/create", "", b""))).collect();

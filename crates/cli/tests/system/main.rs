@@ -8,8 +8,12 @@ mod harness;
 
 mod api;
 mod bad_input;
+mod clones;
 mod exec;
 mod faults;
+mod golden;
 mod isolation;
 mod lifecycle;
 mod network;
+mod snapshot_faults;
+mod snapshots;

@@ -1,18 +1,23 @@
 //! The byte stream under a session: read, written, and exchanged for another one while the session is parked.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use manta_agent_proto::{Decoder, Frame, FrameError, Hello, PROTOCOL_VERSION, Reply, Request, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::session::{AgentError, End};
 use super::streams::Streams;
 
-/// The stream on which a resumed link is tried; those of the session begin with 1.
-const CONFIRMATION: u32 = 0;
+/// The stream on which a link is tried; those of the session begin with 1.
+const FIRST: u32 = 0;
+/// A guest that runs answers sooner.
+const FIRST_PATIENCE: Duration = Duration::from_millis(10);
+const MOST_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What is to be written.
 #[derive(Debug)]
@@ -40,21 +45,25 @@ pub(super) struct Link {
     reader: OwnedReadHalf,
     writer: OwnedWriteHalf,
     decoder: Decoder,
+    /// How long silence is borne before it is broken.
+    patience: Duration,
 }
 
 impl Link {
-    /// Says hello and sends `more` in the same breath, then waits for the agent's hello; whatever came before
-    /// it is dropped. The deadline is the caller's.
+    /// Says hello and asks for the first thing in the same breath, then waits for the agent's hello; whatever came
+    /// before it is dropped. The deadline is the caller's.
     pub(super) async fn open(
         stream: UnixStream,
         hello: Hello,
-        more: &[u8],
+        first: Option<Request>,
     ) -> Result<(Self, Hello), AgentError> {
         let (reader, writer) = stream.into_split();
-        let mut link = Self { reader, writer, decoder: Decoder::new() };
+        let mut link = Self { reader, writer, decoder: Decoder::new(), patience: FIRST_PATIENCE };
         let nonce = hello.session;
         let mut bytes = encoded(&Frame::Hello(hello))?;
-        bytes.extend(more);
+        if let Some(request) = first {
+            bytes.extend(encoded(&Frame::Request { id: FIRST, request })?);
+        }
         link.write(&bytes).await?;
         loop {
             match link.next().await? {
@@ -72,14 +81,19 @@ impl Link {
         }
     }
 
+    /// The answer to what was asked with the hello.
+    pub(super) async fn first_reply(&mut self) -> Result<Reply, AgentError> {
+        match self.next().await? {
+            Ok(Frame::Reply { id: FIRST, reply }) => Ok(reply),
+            other => Err(AgentError::Gone(format!("the agent answered {other:?} to the first request"))),
+        }
+    }
+
     /// Has the agent leave its parking, now that it is known that the link works.
     pub(super) async fn confirm(&mut self) -> Result<(), AgentError> {
-        let ping = encoded(&Frame::Request { id: CONFIRMATION, request: Request::Ping })?;
+        let ping = encoded(&Frame::Request { id: FIRST, request: Request::Ping })?;
         self.write(&ping).await?;
-        match self.next().await? {
-            Ok(Frame::Reply { id: CONFIRMATION, reply: Reply::Done }) => Ok(()),
-            other => Err(AgentError::Gone(format!("the agent answered {other:?} to being resumed"))),
-        }
+        self.first_reply().await.map(drop)
     }
 
     async fn write(&mut self, bytes: &[u8]) -> Result<(), AgentError> {
@@ -93,9 +107,15 @@ impl Link {
             if let Some(frame) = self.decoder.next_frame() {
                 return Ok(frame);
             }
-            match self.reader.read(&mut buffer).await {
-                Ok(0) | Err(_) => return Err(AgentError::LinkLost),
-                Ok(length) => self.decoder.feed(&buffer[..length]),
+            match timeout(self.patience, self.reader.read(&mut buffer)).await {
+                Ok(Ok(0) | Err(_)) => return Err(AgentError::LinkLost),
+                Ok(Ok(length)) => self.decoder.feed(&buffer[..length]),
+                Err(_) => {
+                    // A restored guest may have dropped the connection without a word. It only says so when
+                    // something arrives for it: an empty frame, which means nothing.
+                    self.write(&[0]).await?;
+                    self.patience = (self.patience * 3 / 2).min(MOST_PATIENCE);
+                }
             }
         }
     }
@@ -140,7 +160,7 @@ async fn work(
     control: &mut mpsc::Receiver<Control>,
     streams: &Streams,
 ) -> Worked {
-    let Link { reader, writer, decoder } = link;
+    let Link { reader, writer, decoder, .. } = link;
     let mut read = std::pin::pin!(read_loop(reader, decoder, streams));
     let mut write = std::pin::pin!(write_loop(writer, queue));
     let mut last_written = false;

@@ -84,11 +84,10 @@ impl Session {
         nonce: u64,
         adopt: Adopt,
     ) -> Result<(Self, u64), AgentError> {
-        let streams = Arc::new(Streams::default());
-        let mut open = streams.open().ok_or(AgentError::LinkLost)?;
-        let request = encoded(&Frame::Request { id: open.id, request: Request::Adopt(adopt) })?;
         let hello = Hello { version: PROTOCOL_VERSION, session: nonce, resume: None };
-        let (link, _) = Link::open(stream, hello, &request).await?;
+        let (mut link, _) = Link::open(stream, hello, Some(Request::Adopt(adopt))).await?;
+        let clock = adopted(link.first_reply().await?)?;
+        let streams = Arc::new(Streams::default());
         let (frames, queue) = mpsc::channel(WRITE_QUEUE);
         let (control, controls) = mpsc::channel(1);
         let (end, ended) = watch::channel(None);
@@ -102,9 +101,7 @@ impl Session {
         });
         let nonce = AtomicU64::new(nonce);
         let _io = AbortOnDropHandle::new(io);
-        let session = Self { inner: Arc::new(Inner { streams, frames, control, nonce, ended, _io }) };
-        let clock = session.adopted(&mut open).await?;
-        Ok((session, clock))
+        Ok((Self { inner: Arc::new(Inner { streams, frames, control, nonce, ended, _io }) }, clock))
     }
 
     /// Has the agent finish what it is saying and then keep silent, with all that runs running on; then closes
@@ -137,7 +134,7 @@ impl Session {
     pub(crate) async fn resume(&self, stream: UnixStream, nonce: u64) -> Result<(), AgentError> {
         let parked = self.inner.nonce.load(Ordering::Acquire);
         let hello = Hello { version: PROTOCOL_VERSION, session: nonce, resume: Some(parked) };
-        let (mut link, answer) = Link::open(stream, hello, &[]).await?;
+        let (mut link, answer) = Link::open(stream, hello, None).await?;
         if answer.resume != Some(parked) {
             return Err(AgentError::Gone("the agent has forgotten the session".to_owned()));
         }
@@ -170,17 +167,12 @@ impl Session {
     pub(crate) async fn adopt(&self, adopt: Adopt, timeout: Duration) -> Result<u64, AgentError> {
         let call = async {
             let mut open = self.request(Request::Adopt(adopt)).await?;
-            self.adopted(&mut open).await
+            match self.event(&mut open).await? {
+                Event::Reply(reply) => adopted(reply),
+                other => Err(AgentError::Gone(format!("the agent answered {other:?} to adopt"))),
+            }
         };
         tokio::time::timeout(timeout, call).await.map_err(|_| AgentError::Timeout(timeout))?
-    }
-
-    async fn adopted(&self, open: &mut Open) -> Result<u64, AgentError> {
-        match self.event(open).await? {
-            Event::Reply(Reply::Adopted { unix_ns }) => Ok(unix_ns),
-            Event::Reply(Reply::Failed { message }) => Err(AgentError::Refused(message)),
-            other => Err(AgentError::Gone(format!("the agent answered {other:?} to adopt"))),
-        }
     }
 
     /// Runs a command. What it prints is in `output` as it comes, also when this fails or is
@@ -255,6 +247,15 @@ impl Session {
     fn gone(&self) -> AgentError {
         let end = self.inner.ended.borrow().clone();
         AgentError::Gone(end.map_or_else(|| "the session was closed".to_owned(), |end| end.reason))
+    }
+}
+
+/// The guest's clock after it was adopted.
+fn adopted(reply: Reply) -> Result<u64, AgentError> {
+    match reply {
+        Reply::Adopted { unix_ns } => Ok(unix_ns),
+        Reply::Failed { message } => Err(AgentError::Refused(message)),
+        other => Err(AgentError::Gone(format!("the agent answered {other:?} to adopt"))),
     }
 }
 

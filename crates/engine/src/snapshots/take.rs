@@ -7,11 +7,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use manta_api::SandboxInfo;
+use manta_api::{SandboxInfo, SandboxState};
 use manta_host::disk::clone_file;
 use manta_vmm::{BoxFuture, MicroVm, SnapshotFiles};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{Draft, SnapshotName, Store, StoreError, Stored};
@@ -39,17 +40,18 @@ pub(crate) struct Order {
     pub(crate) name: Option<SnapshotName>,
 }
 
-/// Takes a snapshot and answers; to be awaited to its end. When nobody waits for the answer any more, there is
-/// no snapshot.
+/// Takes a snapshot and answers; to be awaited to its end, which `doomed` hastens: then the sandbox is of no use any
+/// more. When nobody waits for the answer any more, there is no snapshot.
 pub(crate) async fn take(
     info: &SandboxInfo,
     subject: Subject,
     order: Order,
     shared: &Shared,
+    doomed: &CancellationToken,
     answer: oneshot::Sender<Result<Arc<Stored>, EngineError>>,
 ) {
     let store = order.store.clone();
-    let taken = save(info, subject, order, shared, || answer.is_closed()).await;
+    let taken = save(info, subject, order, shared, doomed, || answer.is_closed()).await;
     if let Err(Ok(unwanted)) = answer.send(taken) {
         let deleted = spawn_blocking(move || store.delete(&unwanted.manifest.id)).await;
         warn!(sandbox_id = %info.id, ?deleted, "nobody waited for a snapshot: it is deleted again");
@@ -61,6 +63,7 @@ async fn save(
     subject: Subject,
     order: Order,
     shared: &Shared,
+    doomed: &CancellationToken,
     unwanted: impl Fn() -> bool,
 ) -> Result<Arc<Stored>, EngineError> {
     let Subject { vm, session, disk } = subject;
@@ -69,14 +72,17 @@ async fn save(
     let disk_bytes = std::fs::metadata(&disk).map_or(0, |found| found.blocks() * 512);
     let draft = blocking(move || store.begin(name, mem_bytes + disk_bytes)).await?;
 
-    session.park(PARK_LIMIT).await.map_err(|error| failed("parking the agent", &error))?;
+    // How long the guest takes is up to the guest.
+    let going = || EngineError::NotRunning { id: info.id.clone(), state: SandboxState::Stopping, reason: None };
+    let parked = doomed.run_until_cancelled(session.park(PARK_LIMIT)).await.ok_or_else(going)?;
+    parked.map_err(|error| failed("parking the agent", &error))?;
     let paused = pause_and_save(&*vm, &draft, disk, shared).await;
     // Whatever happened, the guest goes on if it can.
-    let resumed = guest::resume(&*vm, &session, &shared.config).await;
+    let resumed = doomed.run_until_cancelled(guest::resume(&*vm, &session, &shared.config)).await;
     let pause = paused?;
-    resumed?;
+    resumed.ok_or_else(going)?.map_err(|error| failed("letting the guest go on", &error))?;
     if unwanted() {
-        return Err(EngineError::NotRunning { id: info.id.clone(), state: info.state, reason: None });
+        return Err(going());
     }
     let created_unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let (sandbox_id, machine) = (info.id.clone(), shared.machine.as_ref().clone());

@@ -5,14 +5,20 @@
 //! directories), `MANTA_TEST_TIME_SCALE` (stretches every deadline), and `MANTA_KERNEL_PATH`,
 //! `MANTA_ROOTFS_PATH`, `MANTA_AGENT_PATH` (default: `guest-artifacts/` of the workspace).
 
+mod golden;
 mod host;
 mod http;
 mod server;
+mod snapshots;
 
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 pub(crate) use host::{DENIED, Host, INTERNET};
-pub(crate) use server::{Server, artifacts, binary};
+pub(crate) use http::Answer;
+pub(crate) use server::{Server, artifacts, binary, new_dir};
+pub(crate) use snapshots::{at_once, contents, edit_manifest, entries, spin, zeros};
 
 /// A deadline, stretched where everything is slower.
 pub(crate) fn scaled(seconds: u64) -> Duration {
@@ -28,4 +34,19 @@ pub(crate) fn eventually(what: &str, limit: Duration, mut done: impl FnMut() -> 
         assert!(std::time::Instant::now() < end, "not within {limit:?}: {what}");
         std::thread::park_timeout(Duration::from_millis(20));
     }
+}
+
+/// Kills a process, a VMM.
+pub(crate) fn kill(pid: u32) {
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");
+    kill_process(pid, Signal::KILL).expect("kill the VMM");
+}
+
+/// A file with this content, where a server can be told to use it.
+pub(crate) fn artifact(content: &[u8]) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), content).expect("write it");
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    std::fs::set_permissions(file.path(), readable).expect("open it to VMMs");
+    file
 }

@@ -14,14 +14,31 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::http::{Answer, open, request};
-use super::scaled;
+use super::{golden, scaled};
 
 /// A running server; ended, and its log shown if the test failed, when dropped.
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
     pub(crate) work_dir: PathBuf,
-    dir: TempDir,
+    dir: Place,
+}
+
+/// Where a server's work directory and log are.
+enum Place {
+    /// Removed with the server.
+    Own(TempDir),
+    /// Kept for later runs.
+    Kept(PathBuf),
+}
+
+impl Place {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Own(dir) => dir.path(),
+            Self::Kept(dir) => dir,
+        }
+    }
 }
 
 impl Server {
@@ -32,12 +49,15 @@ impl Server {
 
     /// The same with more settings.
     pub(crate) fn with(settings: &[(&str, &str)]) -> Self {
-        let dir = match std::env::var_os("MANTA_TEST_WORK_DIR") {
-            Some(parent) => TempDir::new_in(parent),
-            None => TempDir::new(),
-        }
-        .expect("a temporary directory");
+        let dir = new_dir();
+        golden::lend(&dir.path().join("work"));
         Self::in_dir(dir, settings)
+    }
+
+    /// A server that makes the golden snapshot in `dir`, or finds it there.
+    pub(super) fn making_golden(dir: &Path) -> Self {
+        Self::try_at(Place::Kept(dir.to_owned()), &[])
+            .unwrap_or_else(|log| panic!("no golden snapshot:\n{log}"))
     }
 
     /// A server that takes over a directory from another.
@@ -47,10 +67,39 @@ impl Server {
 
     /// Starts a server that may refuse to; then its log.
     pub(crate) fn try_with(settings: &[(&str, &str)]) -> Result<Self, String> {
-        Self::try_in_dir(TempDir::new().expect("a temporary directory"), settings)
+        Self::try_in_dir(new_dir(), settings)
     }
 
-    fn try_in_dir(dir: TempDir, settings: &[(&str, &str)]) -> Result<Self, String> {
+    /// The same in a directory taken over from another.
+    pub(crate) fn try_in_dir(dir: TempDir, settings: &[(&str, &str)]) -> Result<Self, String> {
+        Self::try_at(Place::Own(dir), settings)
+    }
+
+    /// A server without a golden snapshot that was only just started: it does not listen yet.
+    pub(crate) fn starting() -> Self {
+        Self::launch(Place::Own(new_dir()), &[]).0
+    }
+
+    fn try_at(dir: Place, settings: &[(&str, &str)]) -> Result<Self, String> {
+        let (mut server, lines) = Self::launch(dir, settings);
+        let address = lines.recv_timeout(scaled(120)).ok().and_then(|line| {
+            line.strip_prefix("manta: listening on http://").and_then(|address| address.parse().ok())
+        });
+        match address {
+            Some(address) => {
+                server.address = address;
+                Ok(server)
+            }
+            None => {
+                let _ = server.child.kill();
+                let _ = server.child.wait();
+                Err(server.log())
+            }
+        }
+    }
+
+    /// A new process; its address is not known yet, but will come as a line.
+    fn launch(dir: Place, settings: &[(&str, &str)]) -> (Self, mpsc::Receiver<String>) {
         // VMMs run as users of their own and must be able to pass through.
         let passable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(dir.path(), passable).expect("open the temporary directory");
@@ -63,6 +112,8 @@ impl Server {
             .env("MANTA_WORK_DIR", &work_dir)
             .env("MANTA_VMM", std::env::var("MANTA_TEST_VMM").unwrap_or_else(|_| "qemu".to_owned()))
             .env("MANTA_NETNS_POOL_SIZE", "2")
+            // What tests count are sandboxes.
+            .env("MANTA_VMM_POOL_SIZE", "0")
             .env("MANTA_LOG", "debug")
             .envs(artifacts())
             .envs(settings.iter().copied())
@@ -76,17 +127,7 @@ impl Server {
         std::thread::spawn(move || {
             BufReader::new(stdout).lines().map_while(Result::ok).all(|line| sender.send(line).is_ok())
         });
-        let address = lines.recv_timeout(scaled(60)).ok().and_then(|line| {
-            line.strip_prefix("manta: listening on http://").and_then(|address| address.parse().ok())
-        });
-        match address {
-            Some(address) => Ok(Self { child, address, work_dir, dir }),
-            None => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(fs::read_to_string(log_path).unwrap_or_default())
-            }
-        }
+        (Self { child, address: SocketAddr::from(([0; 4], 0)), work_dir, dir }, lines)
     }
 
     pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
@@ -164,7 +205,21 @@ impl Server {
     pub(crate) fn kill(mut self) -> TempDir {
         self.signal(Signal::KILL);
         self.wait(scaled(10));
-        std::mem::replace(&mut self.dir, TempDir::new().expect("a temporary directory"))
+        self.hand_over()
+    }
+
+    /// SIGTERM; returns its directory for a successor.
+    pub(crate) fn end(mut self) -> TempDir {
+        self.stop();
+        self.hand_over()
+    }
+
+    fn hand_over(mut self) -> TempDir {
+        let another = Place::Own(new_dir());
+        match std::mem::replace(&mut self.dir, another) {
+            Place::Own(dir) => dir,
+            Place::Kept(_) => panic!("a kept directory is nobody's"),
+        }
     }
 
     pub(crate) fn log(&self) -> String {
@@ -202,6 +257,15 @@ impl Drop for Server {
             eprintln!("--- log of the server ---\n{}", self.log());
         }
     }
+}
+
+/// A directory for a server, where those of the tests are to be.
+pub(crate) fn new_dir() -> TempDir {
+    match std::env::var_os("MANTA_TEST_WORK_DIR") {
+        Some(parent) => TempDir::new_in(parent),
+        None => TempDir::new(),
+    }
+    .expect("a temporary directory")
 }
 
 /// Pids of processes whose working directory is below `dir`.
