@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
 use rustix::process::{getegid, geteuid};
@@ -42,8 +42,10 @@ pub(crate) fn move_out(dir: &VmDir, name: &str, to: &Path, len: u64) -> Result<(
         fs::rename(dir.short_path(name), to)?;
         // Looked at only here, where the VMM cannot exchange it any more.
         let file = open_regular(to)?;
-        if file.metadata()?.len() != len {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "not of the size it should have"));
+        let found = file.metadata()?;
+        if found.len() != len || found.nlink() != 1 {
+            let what = "not of the size it should have, or linked from elsewhere";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
         file.set_permissions(Permissions::from_mode(0o600))?;
         fchown(&file, Some(geteuid().as_raw()), Some(getegid().as_raw()))
@@ -85,7 +87,7 @@ fn open_regular(path: &Path) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 
@@ -120,6 +122,9 @@ mod tests {
         let dir = VmDir::open(&vm).unwrap();
         fs::write(root.path().join("secret"), "12345").unwrap();
         symlink("../secret", vm.join("link")).unwrap();
+        fs::write(vm.join("twice"), "12345").unwrap();
+        fs::hard_link(vm.join("twice"), vm.join("again")).unwrap();
+        assert!(move_out(&dir, "twice", &root.path().join("taken"), 5).is_err());
         fs::create_dir(vm.join("dir")).unwrap();
         fs::write(vm.join("long"), "123456").unwrap();
         rustix::fs::mkfifoat(rustix::fs::CWD, vm.join("pipe"), rustix::fs::Mode::RUSR).unwrap();
