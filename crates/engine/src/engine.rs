@@ -182,19 +182,20 @@ impl Engine {
         };
         let Some(golden) = golden else { return self.begin(Start::Boot, permit).await };
         let checked = golden.clone();
-        match blocking(move || checked.check()).await {
-            Ok(()) => match self.prepared.claim(&golden, &self.shared).await {
-                Some(Prepared { id, resources, .. }) => {
-                    self.begin_with(id, Start::Restore(golden), resources, permit).await
-                }
-                None => self.begin(Start::Restore(golden), permit).await,
-            },
-            Err(error) => {
-                warn!(%error, "the golden snapshot is of no use any more: every sandbox boots");
-                *self.golden() = Golden::Failed(error.to_string());
-                self.prepared.set(None);
-                self.begin(Start::Boot, permit).await
-            }
+        if let Err(error) = blocking(move || checked.check()).await {
+            warn!(%error, "the golden snapshot is of no use any more: every sandbox boots");
+            *self.golden() = Golden::Failed(error.to_string());
+            self.prepared.set(None);
+            return self.begin(Start::Boot, permit).await;
+        }
+        let start = Start::Restore(golden.clone());
+        let Some(Prepared { id, resources, .. }) = self.prepared.claim(&golden, &self.shared).await else {
+            return self.begin(start, permit).await;
+        };
+        match self.begin_with(id, start.clone(), resources, permit).await {
+            // It may have died while it waited.
+            Err(EngineError::BootFailed { .. }) => self.begin(start, self.admit()?).await,
+            outcome => outcome,
         }
     }
 

@@ -15,5 +15,6 @@ mod golden;
 mod isolation;
 mod lifecycle;
 mod network;
+mod prepared;
 mod snapshot_faults;
 mod snapshots;

@@ -1,0 +1,64 @@
+//! VMMs that wait, started ahead of time, for the golden snapshot.
+
+use crate::harness::{Host, Server, eventually, kill, scaled};
+
+const POOL: [(&str, &str); 1] = [("MANTA_VMM_POOL_SIZE", "2")];
+
+fn waiting(server: &Server) -> Vec<u32> {
+    eventually("two VMMs wait", scaled(20), || server.vmms().len() == 2);
+    server.vmms()
+}
+
+fn pid(server: &Server, id: &str) -> u32 {
+    let pid = server.info(id).expect("listed")["pid"].as_u64().expect("a pid");
+    u32::try_from(pid).expect("a pid")
+}
+
+#[test]
+fn a_sandbox_is_made_of_a_vmm_that_waited_and_another_takes_its_place() {
+    let host = Host::enter();
+    let links = host.links();
+    let mut server = Server::with(&POOL);
+    let waiting = waiting(&server);
+    assert_eq!(
+        server.get("/sandboxes")["sandboxes"].as_array().map(Vec::len),
+        Some(0),
+        "they are no sandboxes"
+    );
+    let id = server.create();
+    assert!(waiting.contains(&pid(&server, &id)), "it waited for nothing");
+    assert_eq!(server.stdout(&id, "hostname"), id);
+    eventually("another takes its place", scaled(20), || server.vmms().len() == 3);
+    server.destroy(&id).ok();
+    assert_eq!(server.vmms().len(), 2);
+    server.stop();
+    assert_eq!(server.vmms(), [0u32; 0]);
+    assert_eq!(server.sandbox_dirs(), 0);
+    assert_eq!(host.links(), links);
+}
+
+#[test]
+fn a_vmm_that_died_while_it_waited_is_not_handed_out() {
+    let _host = Host::enter();
+    let server = Server::with(&POOL);
+    let dead = waiting(&server);
+    dead.iter().for_each(|&pid| kill(pid));
+    let ids = [server.create(), server.create()];
+    for id in &ids {
+        assert!(!dead.contains(&pid(&server, id)));
+        assert_eq!(server.stdout(id, "echo alive"), "alive");
+    }
+    eventually("what is left of the dead is removed", scaled(20), || server.sandbox_dirs() == 4);
+}
+
+#[test]
+fn vmms_that_waited_for_a_killed_server_are_swept_by_the_next() {
+    let _host = Host::enter();
+    let server = Server::with(&POOL);
+    let before = waiting(&server);
+    let next = Server::in_dir(server.kill(), &POOL);
+    let after = waiting(&next);
+    assert!(after.iter().all(|pid| !before.contains(pid)));
+    let id = next.create();
+    assert_eq!(next.stdout(&id, "echo works"), "works");
+}
