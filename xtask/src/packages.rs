@@ -34,9 +34,10 @@ const TEST: &[&str] = &["git", "iproute2", "nftables", "procps", "xfsprogs"];
 /// To make the emulated KVM host.
 const LAB: &[&str] = &["busybox-static", "cpio", "kmod", "mmdebstrap", "util-linux"];
 /// The one package whose version matters: up to 7.2, TCG translates every program anew, and before 8.2 memory
-/// cannot be mapped from a read-only file. Of the version only the first number is looked at.
+/// cannot be mapped from a read-only file.
 const QEMU: &str = "qemu-system-x86";
-const QEMU_MIN_MAJOR: u32 = 9;
+/// Major and minor version; what the driver in `manta-vmm` demands too.
+const QEMU_MIN: (u32, u32) = (8, 2);
 
 /// What packages are wanted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,8 +69,8 @@ pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
     const NAME: &str = "packages";
     let wanted = purpose.packages();
     let missing = missing(&wanted)?;
-    let qemu = qemu_major();
-    if missing.is_empty() && qemu.is_some_and(|major| major >= QEMU_MIN_MAJOR) {
+    let qemu = installed_qemu();
+    if missing.is_empty() && qemu.is_some_and(|version| version >= QEMU_MIN) {
         skipped(NAME, format_args!("all {} are installed", wanted.len() + 1));
         return Ok(());
     }
@@ -79,8 +80,8 @@ pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
         step.now(format_args!("installing {}", missing.join(" ")));
         install(&missing, None)?;
     }
-    if qemu.is_none_or(|major| major < QEMU_MIN_MAJOR) {
-        let suite = if candidate_major()? >= QEMU_MIN_MAJOR {
+    if qemu.is_none_or(|version| version < QEMU_MIN) {
+        let suite = if candidate_qemu()?.is_some_and(|version| version >= QEMU_MIN) {
             None
         } else {
             let suite = backports::ensure().context("Manta needs QEMU 8.2 or later")?;
@@ -104,7 +105,7 @@ fn missing<'a>(wanted: &[&'a str]) -> Result<Vec<&'a str>> {
     if !answers("dpkg-query") {
         bail!(
             "this machine has no dpkg: set-up knows only Debian 12 and its relatives; install these by hand \
-             and use the `cargo` and `manta` commands of CONTRIBUTING.md: {QEMU} (8 or later) {}",
+             and use the `cargo` and `manta` commands of CONTRIBUTING.md: {QEMU} (8.2 or later) {}",
             wanted.join(" ")
         );
     }
@@ -119,22 +120,23 @@ fn missing<'a>(wanted: &[&'a str]) -> Result<Vec<&'a str>> {
     Ok(wanted.iter().copied().filter(|package| !installed.contains(package)).collect())
 }
 
-/// The major version of the QEMU that is on this machine, wherever it came from.
-fn qemu_major() -> Option<u32> {
+/// The version of the QEMU that is on this machine, wherever it came from.
+fn installed_qemu() -> Option<(u32, u32)> {
     let output = Command::new("qemu-system-x86_64").arg("--version").output().ok()?;
-    major_after(&String::from_utf8_lossy(&output.stdout), "version ")
+    version_after(&String::from_utf8_lossy(&output.stdout), "version ")
 }
 
-/// The major version of the QEMU that apt would install.
-fn candidate_major() -> Result<u32> {
+/// The version of the QEMU that apt would install.
+fn candidate_qemu() -> Result<Option<(u32, u32)>> {
     let policy = capture(Command::new("apt-cache").args(["policy", QEMU]).env("LC_ALL", "C"))?;
-    Ok(major_after(&policy.replace(": 1:", ": "), "Candidate: ").unwrap_or(0))
+    Ok(version_after(&policy.replace(": 1:", ": "), "Candidate: "))
 }
 
-/// The number that follows `mark`.
-fn major_after(text: &str, mark: &str) -> Option<u32> {
+/// The first two numbers of the version that follows `mark`.
+fn version_after(text: &str, mark: &str) -> Option<(u32, u32)> {
     let (_, rest) = text.split_once(mark)?;
-    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    let mut numbers = rest.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 fn update() -> Result<()> {
@@ -165,9 +167,18 @@ mod tests {
     #[test]
     fn versions_are_read_from_qemu_and_from_apt() {
         let qemu = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)";
-        assert_eq!(major_after(qemu, "version "), Some(10));
-        assert_eq!(major_after("  Candidate: 7.2+dfsg-7", "Candidate: "), Some(7));
-        assert_eq!(major_after("  Candidate: (none)", "Candidate: "), None);
+        assert_eq!(version_after(qemu, "version "), Some((10, 0)));
+        assert_eq!(version_after("  Candidate: 8.2.2+ds-0ubuntu1.7", "Candidate: "), Some((8, 2)));
+        assert_eq!(version_after("  Candidate: 7.2+dfsg-7", "Candidate: "), Some((7, 2)));
+        assert_eq!(version_after("  Candidate: (none)", "Candidate: "), None);
+    }
+
+    #[test]
+    fn qemu_will_do_from_8_2_on() {
+        for (version, will_do) in [("7.2.19", false), ("8.1.5", false), ("8.2.2", true), ("10.0.2", true)] {
+            let found = version_after(&format!("QEMU emulator version {version}"), "version ").unwrap();
+            assert_eq!(found >= QEMU_MIN, will_do, "{version}");
+        }
     }
 
     #[test]

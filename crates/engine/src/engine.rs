@@ -1,6 +1,7 @@
 //! The way in: a table of sandboxes and what they share.
 
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -32,6 +33,8 @@ use crate::table::Table;
 
 /// Longest a shutdown waits for sandboxes to go.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
+/// Restores of the golden snapshot that may fail in a row before it is given up.
+const GOLDEN_FAILURES: u32 = 3;
 
 /// Makes, lists, uses and destroys sandboxes.
 #[derive(Debug)]
@@ -42,6 +45,8 @@ pub struct Engine {
     snapshots: Store,
     templates: Store,
     golden: Mutex<Golden>,
+    /// Restores of it that failed, since the last that succeeded.
+    golden_failures: AtomicU32,
     prepared: Arc<PreparedVms>,
     degraded: Vec<String>,
     _locks: (ServerLock, WorkDirLock),
@@ -50,9 +55,7 @@ pub struct Engine {
 /// What new sandboxes begin with.
 #[derive(Debug)]
 enum Golden {
-    /// By configuration, none.
-    Off,
-    /// None yet.
+    /// None, or none yet.
     Missing,
     Ready(Arc<Stored>),
     /// None, for this reason.
@@ -123,14 +126,14 @@ impl Engine {
         shared.tasks.spawn(slots.keep_full(shared.stop.clone()));
         let prepared = PreparedVms::new(shared.config.vmm_pool_size);
         shared.tasks.spawn(prepared.clone().keep_full(shared.clone()));
-        let golden = if shared.config.golden_snapshot { Golden::Missing } else { Golden::Off };
         Ok(Self {
             shared,
             table: Arc::default(),
             capacity,
             snapshots,
             templates,
-            golden: Mutex::new(golden),
+            golden: Mutex::new(Golden::Missing),
+            golden_failures: AtomicU32::new(0),
             prepared,
             degraded,
             _locks: (server_lock, work_dir_lock),
@@ -159,14 +162,33 @@ impl Engine {
     async fn find_or_make_golden(&self) -> Result<Arc<Stored>, EngineError> {
         let (templates, machine) = (self.templates.clone(), self.shared.machine.clone());
         if let Some(stored) = blocking(move || templates.golden(&machine)).await? {
-            info!(snapshot_id = %stored.manifest.id, "golden snapshot found");
-            return Ok(stored);
+            // Its memory is too large to be hashed, so it is tried.
+            match self.begin(Start::Restore(stored.clone()), self.admit()?).await {
+                Ok(id) => {
+                    info!(snapshot_id = %stored.manifest.id, "golden snapshot found");
+                    self.destroy(&id).await?;
+                    return Ok(stored);
+                }
+                Err(error @ EngineError::BootFailed { .. }) => {
+                    warn!(%error, "the golden snapshot cannot be restored: it is made anew");
+                    let (templates, id) = (self.templates.clone(), stored.manifest.id.clone());
+                    blocking(move || templates.delete(&id)).await?;
+                }
+                Err(error) => return Err(error),
+            }
         }
         info!("making the golden snapshot");
         let id = self.begin(Start::Boot, self.admit()?).await?;
         let made = golden::make(&self.handle(&id)?, self.templates.clone()).await;
         self.destroy(&id).await?;
         made
+    }
+
+    /// No more of it: every sandbox boots.
+    fn give_up_golden(&self, reason: String) {
+        warn!(reason, "the golden snapshot is of no use any more: every sandbox boots");
+        *self.golden() = Golden::Failed(reason);
+        self.prepared.set(None);
     }
 
     /// A new sandbox, ready for commands. Dropping this takes apart what was begun.
@@ -183,20 +205,24 @@ impl Engine {
         let Some(golden) = golden else { return self.begin(Start::Boot, permit).await };
         let checked = golden.clone();
         if let Err(error) = blocking(move || checked.check()).await {
-            warn!(%error, "the golden snapshot is of no use any more: every sandbox boots");
-            *self.golden() = Golden::Failed(error.to_string());
-            self.prepared.set(None);
+            self.give_up_golden(error.to_string());
             return self.begin(Start::Boot, permit).await;
         }
         let start = Start::Restore(golden.clone());
-        let Some(Prepared { id, resources, .. }) = self.prepared.claim(&golden, &self.shared).await else {
-            return self.begin(start, permit).await;
+        let outcome = match self.prepared.claim(&golden, &self.shared).await {
+            None => self.begin(start, permit).await,
+            Some(Prepared { id, resources, .. }) => self.begin_with(id, start, resources, permit).await,
         };
-        match self.begin_with(id, start.clone(), resources, permit).await {
-            // It may have died while it waited.
-            Err(EngineError::BootFailed { .. }) => self.begin(start, self.admit()?).await,
-            outcome => outcome,
+        match &outcome {
+            Ok(_) => self.golden_failures.store(0, Ordering::Relaxed),
+            Err(EngineError::BootFailed { .. }) => {
+                if self.golden_failures.fetch_add(1, Ordering::Relaxed) + 1 >= GOLDEN_FAILURES {
+                    self.give_up_golden(format!("{GOLDEN_FAILURES} restores in a row failed"));
+                }
+            }
+            Err(_) => {}
         }
+        outcome
     }
 
     /// A new sandbox that goes on where a snapshot was taken. Dropping this takes apart what was begun.
@@ -206,9 +232,18 @@ impl Engine {
     /// [`EngineError::SnapshotDamaged`].
     pub async fn restore(&self, id: &SnapshotId) -> Result<SandboxId, EngineError> {
         let permit = self.admit()?;
+        let restored = self.begin(Start::Restore(self.stored(id).await?), permit).await;
+        if restored.is_err() {
+            // When it was deleted meanwhile, that is the reason.
+            self.stored(id).await?;
+        }
+        restored
+    }
+
+    /// A user's snapshot that can be restored here.
+    async fn stored(&self, id: &SnapshotId) -> Result<Arc<Stored>, EngineError> {
         let (snapshots, machine, id) = (self.snapshots.clone(), self.shared.machine.clone(), id.clone());
-        let stored = blocking(move || snapshots.get(&id, &machine)).await?;
-        self.begin(Start::Restore(stored), permit).await
+        blocking(move || snapshots.get(&id, &machine)).await
     }
 
     /// A place among all sandboxes.
@@ -224,6 +259,8 @@ impl Engine {
         self.begin_with(SandboxId::from_random(random()?), start, Resources::default(), permit).await
     }
 
+    /// Brings up a sandbox. When the VMM of a restored one dies on the way, which one that waited may have done
+    /// already, it is tried once more: nothing was handed out.
     async fn begin_with(
         &self,
         id: SandboxId,
@@ -231,6 +268,27 @@ impl Engine {
         resources: Resources,
         permit: OwnedSemaphorePermit,
     ) -> Result<SandboxId, EngineError> {
+        let is_restore = matches!(start, Start::Restore(_));
+        match self.bring_up(id, start.clone(), resources, permit).await {
+            Err(error @ EngineError::BootFailed { ended: true, .. }) if is_restore => {
+                warn!(%error, "the microVM of a new sandbox died; another is made");
+                let id = SandboxId::from_random(random()?);
+                self.bring_up(id, start, Resources::default(), self.admit()?).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn bring_up(
+        &self,
+        id: SandboxId,
+        start: Start,
+        resources: Resources,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<SandboxId, EngineError> {
+        if self.shared.stop.is_cancelled() {
+            return Err(EngineError::ShuttingDown);
+        }
         let info = SandboxInfo {
             id: id.clone(),
             state: SandboxState::Creating,

@@ -87,6 +87,8 @@ pub enum EngineError {
         stage: &'static str,
         /// What went wrong, with console text when there is any.
         reason: String,
+        /// Whether the VMM ended by itself.
+        ended: bool,
     },
     /// No such snapshot now; perhaps it was deleted.
     #[error("there is no snapshot {0}")]

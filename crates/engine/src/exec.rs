@@ -1,18 +1,15 @@
 //! One command in one sandbox: from what was asked to what came of it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use manta_agent_proto::{Exec, ExecExit, Program};
 use manta_api::SandboxId;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::{AgentError, ExecOutput, Output, Session};
+use crate::agent::{AgentError, ExecOutput, Output, Session, excerpt};
 use crate::config::EngineConfig;
 use crate::error::EngineError;
-
-/// Characters of an agent's own words that are passed on.
-const AGENT_WORDS: usize = 200;
 
 /// A command to run.
 #[derive(Debug, Clone)]
@@ -49,33 +46,44 @@ pub(crate) async fn run(
     // The guest enforces the limit; this is for a guest that does not.
     let deadline = limit + config.agent_call_timeout;
     let mut output = Output::default();
+    let overdue = overdue(session, deadline);
     let ran = tokio::select! {
         biased;
-        ran = tokio::time::timeout(deadline, session.exec(exec, spec.stdin, &mut output)) => Some(ran),
+        ran = session.exec(exec, spec.stdin, &mut output) => Some(Some(ran)),
         () = doomed.cancelled() => None,
+        () = overdue => Some(None),
     };
     let (id, output) = (id.clone(), Box::new(output));
     match ran {
         None => Err(EngineError::Destroyed { id, output }),
-        Some(Err(_)) => Err(EngineError::GuestTimeout { id, after: deadline, output }),
-        Some(Ok(Ok(ExecExit { timed_out: true, .. }))) => {
+        Some(None) => Err(EngineError::GuestTimeout { id, after: deadline, output }),
+        Some(Some(Ok(ExecExit { timed_out: true, .. }))) => {
             Err(EngineError::ExecTimeout { after: limit, output })
         }
-        Some(Ok(Ok(exit))) => {
+        Some(Some(Ok(exit))) => {
             Ok(ExecOutput { output: *output, exit_code: exit.exit_code, duration_us: exit.duration_us })
         }
-        Some(Ok(Err(AgentError::TooLong(reason)))) => Err(EngineError::BadRequest(reason)),
-        Some(Ok(Err(AgentError::Timeout(after)))) => Err(EngineError::GuestTimeout { id, after, output }),
-        Some(Ok(Err(AgentError::Gone(reason)))) => Err(EngineError::GuestGone { id, reason, output }),
-        Some(Ok(Err(error @ AgentError::LinkLost))) => {
+        Some(Some(Err(AgentError::TooLong(reason)))) => Err(EngineError::BadRequest(reason)),
+        Some(Some(Err(AgentError::Timeout(after)))) => Err(EngineError::GuestTimeout { id, after, output }),
+        Some(Some(Err(AgentError::Gone(reason)))) => Err(EngineError::GuestGone { id, reason, output }),
+        Some(Some(Err(error @ AgentError::LinkLost))) => {
             Err(EngineError::GuestGone { id, reason: error.to_string(), output })
         }
-        Some(Ok(Err(AgentError::Refused(words)))) => {
-            let reason = format!(
-                "its agent refused the command: {}",
-                words.chars().take(AGENT_WORDS).collect::<String>()
-            );
+        Some(Some(Err(AgentError::Refused(words)))) => {
+            let reason = format!("its agent refused the command: {}", excerpt(&words));
             Err(EngineError::GuestGone { id, reason, output })
+        }
+    }
+}
+
+/// Completes when a command that began now should have ended, not counting when its session was parked.
+async fn overdue(session: &Session, limit: Duration) {
+    let (began, silence) = (Instant::now(), session.silence());
+    loop {
+        let allowed = limit + session.silence().saturating_sub(silence);
+        match allowed.checked_sub(began.elapsed()) {
+            Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
+            _ => return,
         }
     }
 }

@@ -50,9 +50,10 @@ pub(crate) fn machine(config: &EngineConfig, artifacts: &Artifacts) -> Result<Ma
         cpu_flags: hash_text(&facts::cpu_flags().join(" ")),
         tsc_khz: facts::tsc_khz(),
         host_kernel: facts::kernel_release(),
-        guest_kernel: hashes.of(&config.kernel)?,
-        rootfs: hashes.of(&config.rootfs)?,
-        agent: hashes.of(&config.agent)?,
+        guest_kernel: hashes.of(&artifacts.kernel.path, &artifacts.kernel.file)?,
+        rootfs: hashes.of(&artifacts.rootfs.path, &artifacts.rootfs.file)?,
+        agent: hashes.of(&artifacts.agent.path, &artifacts.agent.file)?,
+        dns: config.dns.clone(),
         agent_protocol: manta_agent_proto::PROTOCOL_VERSION,
         vcpus: config.vcpus,
         mem_mib: config.mem_mib,
@@ -98,12 +99,11 @@ impl Hashes {
     }
 
     /// SHA-256 of a file or block device.
-    fn of(&mut self, path: &Path) -> Result<String, FingerprintError> {
-        self.hash(path).map_err(|source| FingerprintError { path: path.to_owned(), source })
+    fn of(&mut self, path: &Path, file: &File) -> Result<String, FingerprintError> {
+        self.hash(path, file).map_err(|source| FingerprintError { path: path.to_owned(), source })
     }
 
-    fn hash(&mut self, path: &Path) -> io::Result<String> {
-        let file = File::open(path)?;
+    fn hash(&mut self, path: &Path, file: &File) -> io::Result<String> {
         let before = file.metadata()?;
         let identity = Identity::of(path, &before);
         let known = self.known.iter().find(|known| known.file == identity);
@@ -114,7 +114,7 @@ impl Hashes {
         }
         debug!(path = %path.display(), "hashing");
         let begun = SystemTime::now();
-        let sha256 = hash_to_end(&file)?;
+        let sha256 = hash_to_end(file)?;
         if Identity::of(path, &file.metadata()?) != identity {
             return Err(io::Error::other("it changed while it was read"));
         }
@@ -186,12 +186,12 @@ mod tests {
         let kept = dir.path().join(HASHES_FILE);
         let mut first = Hashes::read(&kept);
         let file = settled_file();
-        assert_eq!(first.of(&file).unwrap(), hash_of(&file));
+        assert_eq!(first.of(&file, &File::open(&file).unwrap()).unwrap(), hash_of(&file));
         first.write();
         // Another hash in its place, by which it shows whether the file was read.
         let text = fs::read_to_string(&kept).unwrap();
         fs::write(&kept, text.replace(&hash_of(&file), "kept")).unwrap();
-        assert_eq!(Hashes::read(&kept).of(&file).unwrap(), "kept");
+        assert_eq!(Hashes::read(&kept).of(&file, &File::open(&file).unwrap()).unwrap(), "kept");
     }
 
     #[test]
@@ -210,7 +210,7 @@ mod tests {
         for other in others {
             let known = vec![Known { file: other, sha256: "stale".to_owned() }];
             let mut hashes = Hashes { path: dir.path().join(HASHES_FILE), known, used: Vec::new() };
-            assert_eq!(hashes.of(&file).unwrap(), hash_of(&file));
+            assert_eq!(hashes.of(&file, &File::open(&file).unwrap()).unwrap(), hash_of(&file));
             assert!(hashes.used.iter().all(|used| used.sha256 != "stale"));
         }
     }
@@ -221,7 +221,7 @@ mod tests {
         let file = dir.path().join("artifact");
         fs::write(&file, "one").unwrap();
         let mut hashes = Hashes::read(&dir.path().join(HASHES_FILE));
-        assert_eq!(hashes.of(&file).unwrap(), hash_text("one"));
+        assert_eq!(hashes.of(&file, &File::open(&file).unwrap()).unwrap(), hash_text("one"));
         assert!(hashes.used.is_empty());
         let changed = Identity::of(&file, &fs::metadata(&file).unwrap());
         assert!(!changed.settled(SystemTime::now()));
@@ -234,7 +234,10 @@ mod tests {
         let kept = dir.path().join(HASHES_FILE);
         fs::write(&kept, "[{\"file\": 1}]").unwrap();
         let mut hashes = Hashes::read(&kept);
-        assert_eq!(hashes.of(&settled_file()).unwrap(), hash_of(&settled_file()));
+        assert_eq!(
+            hashes.of(&settled_file(), &File::open(settled_file()).unwrap()).unwrap(),
+            hash_of(&settled_file())
+        );
         hashes.write();
         assert_eq!(Hashes::read(&kept).known, hashes.used);
     }

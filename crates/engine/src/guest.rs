@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use manta_agent_proto::{Adopt, Identity, Network};
 use manta_api::SandboxId;
 use manta_vmm::MicroVm;
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::agent::{AgentError, Session};
@@ -87,34 +88,40 @@ pub(crate) async fn resume(
         loop {
             let stream = vm.connect_agent().await.map_err(|error| failed(chain(&error)))?;
             match session.resume(stream, nonce()?).await {
-                Ok(()) => break,
+                Ok(()) => return Ok(()),
                 Err(AgentError::LinkLost) if lost < LINKS => lost += 1,
                 Err(error) => return Err(failed(error.to_string())),
             }
         }
-        // Its clock stood still meanwhile.
+    };
+    let limit = config.agent_dial_timeout;
+    let resumed = timeout(limit, resumed)
+        .await
+        .unwrap_or_else(|_| Err(failed(format!("no answer within {} ms", limit.as_millis()))));
+    if let Err(error) = resumed {
+        session.fail(error.to_string()).await;
+        return Err(error);
+    }
+    // Its clock stood still meanwhile. A guest that is slow about it keeps its commands.
+    let set = async {
         let adopted = session.adopt(adoption(None)?, config.agent_call_timeout).await;
         let clock = adopted.map_err(|error| failed(error.to_string()))?;
         settle_clock(session, clock, config.agent_call_timeout).await
     };
-    let limit = config.agent_dial_timeout;
-    let resumed = tokio::time::timeout(limit, resumed)
-        .await
-        .unwrap_or_else(|_| Err(failed(format!("no answer within {} ms", limit.as_millis()))));
-    if let Err(error) = &resumed {
-        session.fail(error.to_string()).await;
+    if let Err(error) = set.await {
+        warn!(%error, "a guest's clock was not set after its snapshot");
     }
-    resumed
+    Ok(())
 }
 
 /// Sets the guest's clock again while it was set too late. What it says is the guest's own affair: only that it
 /// was asked often enough is ours.
-async fn settle_clock(session: &Session, mut clock: u64, timeout: Duration) -> Result<(), EngineError> {
+async fn settle_clock(session: &Session, mut clock: u64, limit: Duration) -> Result<(), EngineError> {
     for _ in 0..CLOCK_ATTEMPTS {
         if Duration::from_nanos(unix_ns().saturating_sub(clock)) <= CLOCK_ERROR {
             return Ok(());
         }
-        let adopted = session.adopt(adoption(None)?, timeout).await;
+        let adopted = session.adopt(adoption(None)?, limit).await;
         clock = adopted.map_err(|error| failed(error.to_string()))?;
     }
     let behind = Duration::from_nanos(unix_ns().saturating_sub(clock));
@@ -123,7 +130,7 @@ async fn settle_clock(session: &Session, mut clock: u64, timeout: Duration) -> R
 }
 
 fn failed(reason: String) -> EngineError {
-    EngineError::BootFailed { stage: "adopting the guest", reason }
+    EngineError::BootFailed { stage: "adopting the guest", reason, ended: false }
 }
 
 #[cfg(test)]

@@ -63,10 +63,16 @@ impl PreparedVms {
     /// claim; it does not spin.
     pub(crate) async fn keep_full(self: Arc<Self>, shared: Shared) {
         while !shared.stop.is_cancelled() {
-            let wanted = {
-                let state = self.state();
-                state.of.clone().filter(|_| state.waiting.len() < self.target)
+            let (wanted, outdated) = {
+                let mut state = self.state();
+                let of = state.of.clone();
+                let (current, outdated): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut state.waiting)
+                    .into_iter()
+                    .partition(|prepared| of.as_ref().is_some_and(|of| Arc::ptr_eq(of, &prepared.of)));
+                state.waiting = current;
+                (of.filter(|_| state.waiting.len() < self.target), outdated)
             };
+            outdated.into_iter().for_each(|prepared| prepared.discard(&shared));
             if let Some(of) = wanted {
                 match Prepared::make(of, &shared).await {
                     Ok(prepared) => {

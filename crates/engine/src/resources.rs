@@ -1,7 +1,8 @@
 //! What one sandbox uses on the host: acquired step by step, given back in the opposite order,
 //! whatever step was reached. Owned by the sandbox's task; see [`crate::sandbox`].
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::agent::{End, Session};
+use crate::artifacts::by_descriptor;
 use crate::dirs::remove_dir;
 use crate::error::{EngineError, chain};
 use crate::guest;
@@ -52,6 +54,9 @@ pub(crate) enum Start {
 #[derive(Debug, Default)]
 pub(crate) struct Resources {
     dir: Option<PathBuf>,
+    /// The sandbox's own disk, held since before its directory was given to the VMM: what is in there may be
+    /// anything by now.
+    disk: Option<Arc<File>>,
     slot: Option<NetSlot>,
     vm: Option<Arc<dyn MicroVm>>,
     pub(crate) session: Option<Session>,
@@ -91,29 +96,32 @@ impl Resources {
 
         let dir = shared.sandbox_dir(id);
         self.dir = Some(dir.clone());
-        let disk = dir.join(DISK);
         let prepared = spawn_blocking({
-            let (owner, dir, disk, shared) = (credentials.clone(), dir.clone(), disk.clone(), shared.clone());
+            let (owner, dir, shared) = (credentials.clone(), dir.clone(), shared.clone());
             let original = match start {
                 Start::Boot => shared.artifacts.empty_disk.clone(),
                 Start::Restore(stored) => stored.disk(),
             };
             move || {
-                let made = make_disk(&dir, &original, &disk, &owner, &shared);
-                let tap = made.and_then(|()| slot.open_tap().map_err(|error| chain(&error)));
-                (slot, tap)
+                let disk = make_disk(&dir, &original, &owner, &shared);
+                let made = disk.and_then(|disk| Ok((disk, slot.open_tap().map_err(|error| chain(&error))?)));
+                (slot, made)
             }
         });
-        let (slot, tap) = prepared.await.map_err(|panicked| host("making the disk")(panicked.to_string()))?;
+        let (slot, made) =
+            prepared.await.map_err(|panicked| host("making the disk")(panicked.to_string()))?;
         self.slot = Some(slot);
-        let tap = tap.map_err(host("making the disk and opening the tap"))?;
+        let (disk, tap) = made.map_err(host("making the disk and opening the tap"))?;
+        let disk = Arc::new(disk);
+        let disk_path = by_descriptor(&disk);
+        self.disk = Some(disk);
         clock.passed("disk");
         if leave.is_cancelled() {
             return Err(left(id, shared));
         }
 
         let place = Place { dir, netns, tap_name, tap, credentials };
-        let spec = shared.artifacts.spec(config, disk);
+        let spec = shared.artifacts.spec(config, disk_path);
         let origin = match start {
             Start::Boot => Origin::Boot,
             Start::Restore(stored) => Origin::Snapshot(stored.files()),
@@ -211,6 +219,15 @@ impl Resources {
         self.vm.as_ref().map(|vm| vm.pid())
     }
 
+    /// Ends the guest, whatever it is doing; the rest stays until [`Self::tear_down`].
+    pub(crate) async fn kill(&self) {
+        if let Some(vm) = &self.vm
+            && let Err(error) = vm.kill().await
+        {
+            error!(error = chain(&error), "the VMM could not be killed");
+        }
+    }
+
     /// Whether there is a VMM that has not ended.
     pub(crate) async fn is_alive(&self) -> bool {
         let Some(vm) = &self.vm else { return false };
@@ -223,8 +240,7 @@ impl Resources {
 
     /// What a snapshot is taken of; none while there is no running guest.
     pub(crate) fn subject(&self) -> Option<Subject> {
-        let disk = self.dir.as_ref()?.join(DISK);
-        Some(Subject { vm: self.vm.clone()?, session: self.session.clone()?, disk })
+        Some(Subject { vm: self.vm.clone()?, session: self.session.clone()?, disk: self.disk.clone()? })
     }
 
     /// The address that stands for the sandbox on the host.
@@ -235,11 +251,13 @@ impl Resources {
     /// Gives everything back; carries on past errors, which are logged. `keep_dir` leaves the
     /// directory for whoever looks into a failure.
     pub(crate) async fn tear_down(&mut self, id: &SandboxId, shared: &Shared, mut keep_dir: bool) {
-        self.session = None;
+        (self.session, self.disk) = (None, None);
         if let Some(vm) = self.vm.take() {
             let console = if keep_dir { vm.console().await } else { String::new() };
             if keep_dir && let Some(dir) = &self.dir {
-                let _ = fs::write(dir.join("console.log"), console);
+                // A new file: whatever has that name already is the VMM's doing.
+                let log = File::create_new(dir.join("console.log"));
+                let _ = log.and_then(|mut log| log.write_all(console.as_bytes()));
             }
             if let Err(error) = vm.kill().await {
                 error!(sandbox_id = %id, error = chain(&error), "the VMM could not be killed");
@@ -283,36 +301,35 @@ impl Drop for Resources {
     }
 }
 
-fn make_disk(
-    dir: &Path,
-    original: &Path,
-    disk: &Path,
-    owner: &Credentials,
-    shared: &Shared,
-) -> Result<(), String> {
+fn make_disk(dir: &Path, original: &Path, owner: &Credentials, shared: &Shared) -> Result<File, String> {
     fs::create_dir(dir).map_err(|error| format!("cannot make {}: {error}", dir.display()))?;
-    clone_file(original, disk, shared.config.clone_mode).map_err(|error| chain(&error))?;
-    for path in [dir, disk] {
+    let disk = dir.join(DISK);
+    clone_file(original, &disk, shared.config.clone_mode).map_err(|error| chain(&error))?;
+    let opened = File::open(&disk).map_err(|error| format!("cannot open {}: {error}", disk.display()))?;
+    for path in [dir, &disk] {
         chown(path, Some(owner.uid), Some(owner.gid))
             .map_err(|error| format!("cannot give {} to its VMM: {error}", path.display()))?;
     }
     fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
-        .map_err(|error| format!("cannot protect {}: {error}", dir.display()))
+        .map_err(|error| format!("cannot protect {}: {error}", dir.display()))?;
+    Ok(opened)
 }
 
 /// Adds how the VMM ended, if it did, or else what the guest's console says.
 async fn explain(error: EngineError, vm: &dyn MicroVm) -> EngineError {
-    let EngineError::BootFailed { stage, mut reason } = error else { return error };
+    let EngineError::BootFailed { stage, mut reason, .. } = error else { return error };
     // A dead VMM's sockets close a moment before its pidfd tells how it ended.
-    let console = match tokio::time::timeout(DYING, vm.exited()).await {
-        Ok(exit) => {
+    let exit = tokio::time::timeout(DYING, vm.exited()).await.ok();
+    let ended = exit.is_some();
+    let console = match exit {
+        Some(exit) => {
             reason.push_str(&format!("; the VMM ended with {}", exit.status));
             exit.console
         }
-        Err(_) => vm.console().await,
+        None => vm.console().await,
     };
     reason.push_str(&quote(&console));
-    EngineError::BootFailed { stage, reason }
+    EngineError::BootFailed { stage, reason, ended }
 }
 
 /// The last words on a console, as part of a message.
@@ -342,7 +359,7 @@ fn host(stage: &'static str) -> impl FnOnce(String) -> EngineError {
 }
 
 fn boot(stage: &'static str) -> impl FnOnce(String) -> EngineError {
-    move |reason| EngineError::BootFailed { stage, reason }
+    move |reason| EngineError::BootFailed { stage, reason, ended: false }
 }
 
 /// How long each stage of a creation took.

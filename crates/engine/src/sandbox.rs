@@ -18,9 +18,12 @@ use crate::resources::{Death, Resources, Start};
 use crate::shared::Shared;
 use crate::snapshots::{Order, Stored, take};
 
-/// A connection that is lost sooner than this after it was made is not made again.
+/// A connection that is lost sooner than this after it was made anew is not made once more. The first may break at
+/// any time: a restored guest of Firecracker's resets its links, late when it is busy.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(5);
 
+/// For commands and snapshots to notice that their sandbox is going.
+const DOOMED_GRACE: Duration = Duration::from_secs(2);
 /// Most commands and snapshots at once in one sandbox.
 const MAX_JOBS: usize = manta_agent_proto::MAX_STREAMS;
 
@@ -77,7 +80,7 @@ impl Handle {
             queue,
             leave: leave.clone(),
             shared,
-            _permit: permit,
+            permit: Some(permit),
         };
         let tracker = task.shared.tasks.clone();
         tracker.spawn(task.live(created, ended));
@@ -136,7 +139,7 @@ struct Task {
     leave: CancellationToken,
     shared: Shared,
     /// Its place among all sandboxes; a failed one keeps it until it is destroyed.
-    _permit: OwnedSemaphorePermit,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Task {
@@ -159,6 +162,8 @@ impl Task {
                 warn!(sandbox_id = %self.id, %error, "not created");
                 let keep = self.shared.config.keep_failed && matches!(error, EngineError::BootFailed { .. });
                 self.end(keep, ended).await;
+                // Whoever is told may try again at once.
+                drop(self.permit.take());
                 let _ = created.send(Err(error));
             }
         }
@@ -180,7 +185,7 @@ impl Task {
 
     /// Serves until the sandbox is to go.
     async fn serve(&mut self) {
-        let mut connected = Instant::now();
+        let mut reconnected: Option<Instant> = None;
         loop {
             let mut death = std::pin::pin!(self.resources.death());
             let death = loop {
@@ -193,11 +198,15 @@ impl Task {
             let reason = match death {
                 Death::Vmm(reason) => reason,
                 // Only now and then, or an agent that keeps hanging up would keep us busy.
-                Death::Session(end) if end.offence || connected.elapsed() < RECONNECT_INTERVAL => end.reason,
+                Death::Session(end)
+                    if end.offence || reconnected.is_some_and(|at| at.elapsed() < RECONNECT_INTERVAL) =>
+                {
+                    end.reason
+                }
                 Death::Session(end) => match self.reconnect().await {
                     Ok(()) => {
                         warn!(sandbox_id = %self.id, end.reason, "the agent connection was lost and made anew");
-                        connected = Instant::now();
+                        reconnected = Some(Instant::now());
                         continue;
                     }
                     Err(error) => format!("{}, and could not be made anew: {error}", end.reason),
@@ -280,7 +289,11 @@ impl Task {
         self.info.send_modify(|info| info.state = SandboxState::Stopping);
         self.doomed.cancel();
         self.jobs.close();
-        self.jobs.wait().await;
+        // What does not end by itself does when the guest is gone.
+        if tokio::time::timeout(DOOMED_GRACE, self.jobs.wait()).await.is_err() {
+            self.resources.kill().await;
+            self.jobs.wait().await;
+        }
         self.resources.tear_down(&self.id, &self.shared, keep_dir).await;
         ended();
         self.queue.close();

@@ -169,7 +169,7 @@ fn engine_config(args: &ServerArgs) -> Result<(EngineConfig, String), ServerErro
         max_snapshots: usize::try_from(args.max_snapshots).unwrap_or(usize::MAX),
         max_snapshot_bytes: args.max_snapshot_mib.map_or(u64::MAX, |mib| mib << 20),
         vmm_pool_size: vmm_pool_size(args),
-        max_sandboxes: args.max_sandboxes.map_or_else(|| fitting(args.mem_mib), usize::from),
+        max_sandboxes: args.max_sandboxes.map_or_else(|| fitting(args), usize::from),
         vsock_port: args.agent_port,
         agent_wait_timeout: args.agent_wait_timeout,
         agent_dial_timeout: args.agent_dial_timeout,
@@ -183,9 +183,11 @@ fn engine_config(args: &ServerArgs) -> Result<(EngineConfig, String), ServerErro
     Ok((config, choice.reason))
 }
 
-/// How many sandboxes of `mem_mib` fit into this machine's memory; at least one.
-fn fitting(mem_mib: u32) -> usize {
-    let fit = facts::mem_mib().saturating_sub(HOST_RESERVE_MIB) / (u64::from(mem_mib) + VMM_OVERHEAD_MIB);
+/// How many sandboxes fit into this machine's memory, beside the VMMs that wait; at least one.
+fn fitting(args: &ServerArgs) -> usize {
+    let waiting = vmm_pool_size(args) as u64 * VMM_OVERHEAD_MIB;
+    let room = facts::mem_mib().saturating_sub(HOST_RESERVE_MIB + waiting);
+    let fit = room / (u64::from(args.mem_mib) + VMM_OVERHEAD_MIB);
     usize::try_from(fit).unwrap_or(usize::MAX).clamp(1, 16_000)
 }
 

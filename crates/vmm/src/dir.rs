@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, fchmod, open};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, fchmod, fstat, open, openat};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use tokio::net::UnixStream;
 
@@ -85,8 +85,14 @@ impl VmDir {
             .map_err(|source| VmmError::Listen { name: name.to_owned(), dir: self.path.clone(), source })
     }
 
+    /// Does not follow a link, which a VMM could have put there to reach a socket that it may not.
     pub(crate) async fn connect(&self, name: &str) -> io::Result<UnixStream> {
-        UnixStream::connect(self.short_path(name)).await
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let socket = openat(&self.fd, name, flags, Mode::empty())?;
+        if FileType::from_raw_mode(fstat(&socket)?.st_mode) != FileType::Socket {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a socket"));
+        }
+        UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd())).await
     }
 
     pub(crate) fn connect_error(&self, name: &str, source: io::Error) -> VmmError {
@@ -140,4 +146,35 @@ fn open_image(what: &'static str, path: &Path, access: OFlags) -> Result<OwnedFd
         path: path.to_owned(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_is_connected_to_but_not_by_way_of_a_link() {
+        let root = tempfile::tempdir().unwrap();
+        let [vm, other] = ["vm", "other"].map(|name| root.path().join(name));
+        for path in [&vm, &other] {
+            std::fs::create_dir(path).unwrap();
+        }
+        let (vm, other) = (VmDir::open(&vm).unwrap(), VmDir::open(&other).unwrap());
+        let _listening = other.listen_here("socket", None).unwrap();
+        other.connect("socket").await.unwrap();
+
+        symlink("../other/socket", vm.path().join("link")).unwrap();
+        std::fs::write(vm.path().join("file"), "").unwrap();
+        drop(vm.listen("ended", None).unwrap());
+        for (name, kind) in [
+            ("link", io::ErrorKind::InvalidData),
+            ("file", io::ErrorKind::InvalidData),
+            ("ended", io::ErrorKind::ConnectionRefused),
+            ("missing", io::ErrorKind::NotFound),
+        ] {
+            assert_eq!(vm.connect(name).await.unwrap_err().kind(), kind, "{name}");
+        }
+    }
 }

@@ -11,6 +11,7 @@ pub mod probe;
 mod child;
 mod choose;
 mod console;
+mod deadline;
 mod dir;
 mod error;
 mod firecracker;
@@ -28,5 +29,6 @@ pub use initramfs::write_initramfs;
 pub use probe::{KvmProbe, KvmVerdict, probe_kvm};
 pub use qemu::{QmpError, qemu};
 pub use vmm::{
-    Accelerator, BoxFuture, Exit, MicroVm, Origin, Place, SnapshotFiles, UnknownName, VmSpec, Vmm, VmmInfo, VmmKind,
+    Accelerator, BoxFuture, Exit, MicroVm, Origin, Place, SnapshotFiles, UnknownName, VmSpec, Vmm, VmmInfo,
+    VmmKind,
 };

@@ -5,17 +5,25 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{getegid, geteuid};
 
 use crate::dir::VmDir;
 use crate::error::VmmError;
+use crate::sys::has_writer;
 
 /// Name in the VM's directory under which a VMM writes its processors and devices.
 pub(crate) const STATE: &str = "snapshot.state";
 
 /// Many times what any VMM needs for processors and devices, bytes.
 pub(crate) const MAX_STATE: u64 = 16 << 20;
+
+/// A process that is being forked here has open what is open here, up to its exec: milliseconds, of which
+/// nothing tells the end.
+const FORK_TIMEOUT: Duration = Duration::from_secs(1);
+const FORK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Copies the file `name`, which the VMM wrote in its directory, to `to`, which must not exist, and removes
 /// it there. The copy is nobody else's at any time.
@@ -33,7 +41,8 @@ pub(crate) fn copy_out(dir: &VmDir, name: &str, to: &Path, max_len: u64) -> Resu
 }
 
 /// Moves the file `name`, which the VMM wrote in its directory, to `to` on the same file system. It becomes
-/// the server's; a VMM that kept it open can still write to it.
+/// the server's, so that no VMM can open it to write; one that kept it open still can write, up to
+/// [`ensure_final`].
 ///
 /// # Errors
 /// [`VmmError::Save`]; also when it is no regular file or not of `len` bytes.
@@ -47,8 +56,9 @@ pub(crate) fn move_out(dir: &VmDir, name: &str, to: &Path, len: u64) -> Result<(
             let what = "not of the size it should have, or linked from elsewhere";
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
-        file.set_permissions(Permissions::from_mode(0o600))?;
-        fchown(&file, Some(geteuid().as_raw()), Some(getegid().as_raw()))
+        // In this order: the owner could change the permissions again.
+        fchown(&file, Some(geteuid().as_raw()), Some(getegid().as_raw()))?;
+        file.set_permissions(Permissions::from_mode(0o600))
     };
     take().map_err(save(to))
 }
@@ -69,6 +79,26 @@ pub(crate) fn finish(path: &Path) -> Result<(), VmmError> {
         file.sync_all()
     };
     finish().map_err(save(path))
+}
+
+/// Makes sure that a file which was moved out and finished has `len` bytes and never changes again: that the
+/// VMM has it neither open nor mapped for writing. An honest one has closed it when it says that it is done.
+///
+/// # Errors
+/// When it is not so. Waits for a second before it says so: see [`FORK_TIMEOUT`].
+pub(crate) fn ensure_final(file: &File, len: u64) -> io::Result<()> {
+    let start = Instant::now();
+    while has_writer(file)? {
+        if start.elapsed() > FORK_TIMEOUT {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "the VMM still has it open"));
+        }
+        thread::sleep(FORK_PAUSE);
+    }
+    if file.metadata()?.len() == len {
+        Ok(())
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidData, "not of the size it should have"))
+    }
 }
 
 /// For `map_err`.

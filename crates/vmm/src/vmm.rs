@@ -140,12 +140,8 @@ pub trait Vmm: Send + Sync + fmt::Debug {
     /// # Errors
     /// When a file of `spec` or `origin` cannot be opened, or the process cannot be started or ends before it is ready to
     /// boot a guest; nothing is left of it then but files in the place's directory.
-    async fn spawn(
-        &self,
-        place: Place,
-        spec: &VmSpec,
-        origin: &Origin,
-    ) -> Result<Box<dyn MicroVm>, VmmError>;
+    async fn spawn(&self, place: Place, spec: &VmSpec, origin: &Origin)
+    -> Result<Box<dyn MicroVm>, VmmError>;
 }
 
 /// A VMM process with its one VM. Dropping it kills the process, which may block the thread for a moment: use
@@ -166,12 +162,13 @@ pub trait MicroVm: Send + Sync + fmt::Debug {
     /// is; `while_paused` runs when its disk is at rest, to clone it. Says how long the pause was. Connections
     /// to the agent must be closed: on some VMMs they break.
     ///
-    /// Whatever fails, the guest runs on if it can, and parts of `files` may be left. Must be awaited to its
-    /// end, or the guest may stay paused.
+    /// Whatever fails, the guest runs on if it can, and parts of `files` may be left. Every step
+    /// has a deadline; `while_paused` is dropped after two minutes, and what it left running elsewhere finds the
+    /// guest running. Must be awaited to its end, or the guest may stay paused.
     ///
     /// # Errors
-    /// When the VMM refuses, does not answer in time, or has ended; when a file cannot be written; when
-    /// `while_paused` failed.
+    /// When the VMM refuses, does not answer in time, or has ended; when a file cannot be written, or the VMM
+    /// could still change it; when `while_paused` failed or did not end in time.
     async fn snapshot(
         &self,
         files: &SnapshotFiles,

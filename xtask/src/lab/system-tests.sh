@@ -15,10 +15,10 @@ bench() {
   server=$!
   if read -r -t 240 line <&4; then
     manta "$@" --endpoint "${line#manta: listening on }" --iterations 10 --warmup 1 --timeout 120s > "$result" || failed $?
-    kill -TERM $server
   else
     failed 1
   fi
+  kill -TERM $server
   wait $server || failed $?
   [ $status = 0 ] || tail -n 40 "$log" >&2
 }

@@ -87,7 +87,8 @@ fn clones(
 #[test]
 fn sixteen_clones_of_a_snapshot_differ_where_they_must_and_see_nothing_of_each_other() {
     let host = Host::enter();
-    let server = Server::start();
+    // Where memory is scarce the default would be fewer.
+    let server = Server::with(&[("MANTA_MAX_SANDBOXES", "40")]);
     let source = server.create();
     let started = "echo kept > /root/kept; echo kept > /run/kept
         (while :; do sleep 1; echo x >> /run/beats; done) > /dev/null 2>&1 &
@@ -123,7 +124,8 @@ fn sixteen_clones_of_a_snapshot_differ_where_they_must_and_see_nothing_of_each_o
 #[test]
 fn sandboxes_made_of_the_golden_snapshot_differ_where_they_must_and_see_nothing_of_each_other() {
     let host = Host::enter();
-    let server = Server::start();
+    // Where memory is scarce the default would be fewer.
+    let server = Server::with(&[("MANTA_MAX_SANDBOXES", "40")]);
     let [golden] = &entries(&server.golden_dir())[..] else { panic!("not one golden snapshot") };
     let dir = server.golden_dir().join(golden);
     let files = contents(&dir);

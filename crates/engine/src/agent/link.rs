@@ -85,7 +85,7 @@ impl Link {
     pub(super) async fn first_reply(&mut self) -> Result<Reply, AgentError> {
         match self.next().await? {
             Ok(Frame::Reply { id: FIRST, reply }) => Ok(reply),
-            other => Err(AgentError::Gone(format!("the agent answered {other:?} to the first request"))),
+            _ => Err(AgentError::Gone("the agent's first answer is none".to_owned())),
         }
     }
 

@@ -9,4 +9,4 @@ mod session;
 mod streams;
 
 pub use output::{ExecOutput, Output};
-pub(crate) use session::{AgentError, End, Session};
+pub(crate) use session::{AgentError, End, Session, excerpt};

@@ -1,9 +1,9 @@
 //! One session with an agent: hello, then any number of requests at once. Between being parked and resumed it
 //! has no byte stream, and goes on where it was; the streams are [`super::link`]'s.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use manta_agent_proto::{
@@ -36,7 +36,7 @@ pub(crate) enum AgentError {
     #[error("{0}")]
     Gone(String),
     /// The agent could not do it.
-    #[error("the agent refused: {0}")]
+    #[error("the agent refused: {}", excerpt(.0))]
     Refused(String),
     /// The request does not fit into a frame.
     #[error("the request is too long for the agent: {0}")]
@@ -65,9 +65,23 @@ struct Inner {
     control: mpsc::Sender<Control>,
     /// By which the agent knows the session; another one after each time it was parked.
     nonce: AtomicU64,
+    silence: Mutex<Silence>,
     /// None while the session lives.
     ended: watch::Receiver<Option<End>>,
     _io: AbortOnDropHandle<()>,
+}
+
+/// How long a session was parked.
+#[derive(Debug, Default)]
+struct Silence {
+    past: Duration,
+    since: Option<Instant>,
+}
+
+impl Silence {
+    fn so_far(&self) -> Duration {
+        self.past + self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
 }
 
 impl Drop for Inner {
@@ -101,7 +115,9 @@ impl Session {
         });
         let nonce = AtomicU64::new(nonce);
         let _io = AbortOnDropHandle::new(io);
-        Ok((Self { inner: Arc::new(Inner { streams, frames, control, nonce, ended, _io }) }, clock))
+        let silence = Mutex::default();
+        let inner = Inner { streams, frames, control, nonce, silence, ended, _io };
+        Ok((Self { inner: Arc::new(inner) }, clock))
     }
 
     /// Has the agent finish what it is saying and then keep silent, with all that runs running on; then closes
@@ -110,13 +126,14 @@ impl Session {
     /// # Errors
     /// The session is over then.
     pub(crate) async fn park(&self, timeout: Duration) -> Result<(), AgentError> {
+        self.lock_silence().since = Some(Instant::now());
         let parked = async {
             let mut open = self.inner.streams.open().ok_or_else(|| self.gone())?;
             let last = Outgoing::Last(encoded(&Frame::Request { id: open.id, request: Request::Park })?);
             self.inner.frames.send(last).await.map_err(|_| self.gone())?;
             match self.event(&mut open).await? {
                 Event::Reply(Reply::Done) => {}
-                other => return Err(AgentError::Gone(format!("the agent answered {other:?} to park"))),
+                _ => return Err(AgentError::Gone("the agent's answer to park is none".to_owned())),
             }
             let (released, done) = oneshot::channel();
             self.control(Control::Release(released)).await?;
@@ -140,7 +157,20 @@ impl Session {
         }
         link.confirm().await?;
         self.inner.nonce.store(nonce, Ordering::Release);
+        {
+            let mut silence = self.lock_silence();
+            *silence = Silence { past: silence.so_far(), since: None };
+        }
         self.control(Control::Resume(link)).await
+    }
+
+    /// How long the session was parked, in all.
+    pub(crate) fn silence(&self) -> Duration {
+        self.lock_silence().so_far()
+    }
+
+    fn lock_silence(&self) -> MutexGuard<'_, Silence> {
+        self.inner.silence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the session, which is lost.
@@ -169,7 +199,7 @@ impl Session {
             let mut open = self.request(Request::Adopt(adopt)).await?;
             match self.event(&mut open).await? {
                 Event::Reply(reply) => adopted(reply),
-                other => Err(AgentError::Gone(format!("the agent answered {other:?} to adopt"))),
+                Event::Data(..) => Err(no_adoption()),
             }
         };
         tokio::time::timeout(timeout, call).await.map_err(|_| AgentError::Timeout(timeout))?
@@ -255,8 +285,17 @@ fn adopted(reply: Reply) -> Result<u64, AgentError> {
     match reply {
         Reply::Adopted { unix_ns } => Ok(unix_ns),
         Reply::Failed { message } => Err(AgentError::Refused(message)),
-        other => Err(AgentError::Gone(format!("the agent answered {other:?} to adopt"))),
+        Reply::Done | Reply::Exit(_) => Err(no_adoption()),
     }
+}
+
+fn no_adoption() -> AgentError {
+    AgentError::Gone("the agent's answer to adopt is none".to_owned())
+}
+
+/// As much of an agent's own words as is passed on.
+pub(crate) fn excerpt(words: &str) -> String {
+    words.chars().take(200).collect()
 }
 
 /// Tells the agent to kill a command nobody waits for any more.

@@ -11,7 +11,9 @@ use manta_vmm::SnapshotFiles;
 use tracing::warn;
 
 use super::error::StoreError;
-use super::files::{DISK, MANIFEST, MEMORY, STATE, bury, new_dir, remove_all, seal, sync_dir};
+use super::files::{
+    DISK, MANIFEST, MEMORY, STATE, bury, bytes_on_disk, dir_bytes, new_dir, remove_all, seal, sync_dir,
+};
 use super::machine::Machine;
 use super::manifest::{FORMAT, Manifest};
 use super::name::SnapshotName;
@@ -61,7 +63,8 @@ impl Draft {
     /// Blocking, as long as the medium takes.
     ///
     /// # Errors
-    /// `Io`; nothing is left of the snapshot then.
+    /// `TooLarge` or `NoSpace` when it takes more room than was reserved and there is; `Io`. Nothing is left of
+    /// the snapshot then.
     pub(crate) fn commit(
         mut self,
         sandbox_id: SandboxId,
@@ -74,6 +77,7 @@ impl Draft {
             path,
             source,
         })?;
+        self.store.settle(&self.id, bytes_on_disk(&self.dir).total())?;
         let manifest = Manifest {
             format: FORMAT,
             id: self.id.clone(),
@@ -107,9 +111,11 @@ impl Drop for Draft {
         warn!(snapshot_id = %self.id, "a snapshot was not completed; removing it");
         // Renamed first, for the case that it has its final name already.
         let dir = bury(&self.store.dir, &self.dir, &self.id).unwrap_or_else(|_| self.dir.clone());
+        let mut stays = 0;
         if let Err(error) = remove_all(&dir) {
-            warn!(dir = %dir.display(), %error, "it stays until the next start");
+            stays = dir_bytes(&dir);
+            warn!(dir = %dir.display(), stays, %error, "it stays until the next start");
         }
-        self.store.release(&self.id);
+        self.store.release(&self.id, stays);
     }
 }

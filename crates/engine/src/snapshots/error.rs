@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use manta_api::SnapshotId;
 use thiserror::Error;
 
+use super::files::Damage;
 use super::name::SnapshotName;
 use crate::error::{EngineError, chain};
 
@@ -27,14 +28,12 @@ pub(crate) enum StoreError {
         differences: Vec<String>,
     },
     /// A file is not as it was written.
-    #[error("snapshot {id} is damaged: its file {file} {why}")]
+    #[error("snapshot {id} is damaged: {damage}")]
     Damaged {
         /// Which.
         id: SnapshotId,
-        /// The file's name.
-        file: &'static str,
-        /// What is wrong with it; follows the name in a sentence.
-        why: String,
+        /// What is wrong.
+        damage: Damage,
     },
     /// As many as allowed.
     #[error("there are as many snapshots as may be kept, {limit}; delete some")]
@@ -44,7 +43,7 @@ pub(crate) enum StoreError {
     },
     /// As many bytes as allowed.
     #[error(
-        "all snapshots together may take {limit} bytes; they take {used}, and this one may need {needed}; \
+        "all snapshots together may take {limit} bytes; they take {used}, and this one up to {needed}; \
          delete some"
     )]
     TooLarge {
@@ -52,7 +51,7 @@ pub(crate) enum StoreError {
         limit: u64,
         /// What the others take or are promised, bytes.
         used: u64,
-        /// What this one may need, bytes.
+        /// What this one takes or, not written yet, may need, bytes.
         needed: u64,
     },
     /// The file system is too full.
@@ -65,7 +64,7 @@ pub(crate) enum StoreError {
         dir: PathBuf,
         /// Bytes that can be written.
         free: u64,
-        /// Bytes that this snapshot and others under way may need.
+        /// Bytes that snapshots under way may need and have not written yet.
         needed: u64,
         /// Bytes that must stay free.
         reserve: u64,
@@ -95,9 +94,7 @@ impl From<StoreError> for EngineError {
             StoreError::NotFound(id) => Self::SnapshotNotFound(id),
             StoreError::NameTaken(name) => Self::SnapshotNameTaken(name.into()),
             StoreError::Incompatible { id, differences } => Self::SnapshotIncompatible { id, differences },
-            StoreError::Damaged { id, file, why } => {
-                Self::SnapshotDamaged { id, reason: format!("its file {file} {why}") }
-            }
+            StoreError::Damaged { id, damage } => Self::SnapshotDamaged { id, reason: damage.to_string() },
             StoreError::TooMany { .. } | StoreError::TooLarge { .. } | StoreError::NoSpace { .. } => {
                 Self::SnapshotStorageFull(error.to_string())
             }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use manta_api::{SnapshotBytes, SnapshotId};
 use rustix::fs::OFlags;
+use thiserror::Error;
 
 use super::hash::hash_to_end;
 use super::manifest::{Files, Hashed, Measured};
@@ -21,10 +22,14 @@ const NEW: &str = ".new-";
 const DEAD: &str = ".dead-";
 
 /// What is wrong with which file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("its file {file} {why}")]
 pub(crate) struct Damage {
     pub(crate) file: &'static str,
+    /// Follows the name in a sentence.
     pub(crate) why: String,
+    /// It can be seen to be of no use; what could not be looked at may be fine another day.
+    pub(crate) for_good: bool,
 }
 
 /// Where snapshot `id` is made.
@@ -71,10 +76,10 @@ pub(super) fn seal(dir: &Path) -> Result<Files, (PathBuf, io::Error)> {
 pub(super) fn check_sizes(dir: &Path, files: &Files) -> Result<(), Damage> {
     for (file, bytes) in [(STATE, files.state.bytes), (MEMORY, files.memory.bytes), (DISK, files.disk.bytes)]
     {
-        let damage = |why| Damage { file, why };
+        let damage = |why| Damage { file, why, for_good: true };
         let found = fs::symlink_metadata(dir.join(file)).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => damage("is missing".to_owned()),
-            _ => damage(format!("cannot be looked at: {error}")),
+            _ => Damage { file, why: format!("cannot be looked at: {error}"), for_good: false },
         })?;
         if !found.is_file() {
             return Err(damage("is not a regular file".to_owned()));
@@ -88,12 +93,12 @@ pub(super) fn check_sizes(dir: &Path, files: &Files) -> Result<(), Damage> {
 
 /// That the state is what was written. Reads it.
 pub(super) fn check_state(dir: &Path, files: &Files) -> Result<(), Damage> {
-    let damage = |why| Damage { file: STATE, why };
+    let damage = |why, for_good| Damage { file: STATE, why, for_good };
     let hash = open_regular(&dir.join(STATE)).and_then(hash_to_end);
     match hash {
         Ok(hash) if hash == files.state.sha256 => Ok(()),
-        Ok(_) => Err(damage("is not what was written: its SHA-256 differs".to_owned())),
-        Err(error) => Err(damage(format!("cannot be read: {error}"))),
+        Ok(_) => Err(damage("is not what was written: its SHA-256 differs".to_owned(), true)),
+        Err(error) => Err(damage(format!("cannot be read: {error}"), false)),
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a snapshot depends on, and how two such machines differ.
 
+use std::net::Ipv4Addr;
+
 use serde::{Deserialize, Serialize};
 
 /// Two clocks are alike within one part in this many (0.2 %): the guest counts time by the one it was made
@@ -36,6 +38,8 @@ pub(crate) struct Machine {
     pub(crate) vcpus: u8,
     pub(crate) mem_mib: u32,
     pub(crate) disk_mib: u32,
+    /// Name servers that the guest was given. A clone is given others if need be, which takes it time.
+    pub(crate) dns: Vec<Ipv4Addr>,
 }
 
 /// How alike two machines must be.
@@ -43,7 +47,7 @@ pub(crate) struct Machine {
 pub(crate) enum Compare {
     /// A user's snapshot brings its agent in its memory: it is enough that it speaks our protocol.
     User,
-    /// A golden snapshot is made anew for a new agent.
+    /// A golden snapshot is made anew for a new agent, and for what a clone would have to be told otherwise.
     Golden,
 }
 
@@ -68,8 +72,9 @@ impl Machine {
             vcpus,
             mem_mib,
             disk_mib,
+            dns,
         } = self;
-        let other_agent = compare == Compare::Golden && *agent != current.agent;
+        let golden = compare == Compare::Golden;
         let checks = [
             (*vmm != current.vmm, format!("it was made by {vmm}, this server uses {}", current.vmm)),
             (
@@ -100,7 +105,7 @@ impl Machine {
             ),
             (*guest_kernel != current.guest_kernel, "the guest kernel is another one".to_owned()),
             (*rootfs != current.rootfs, "the root image is another one".to_owned()),
-            (other_agent, "the agent is another one".to_owned()),
+            (golden && *agent != current.agent, "the agent is another one".to_owned()),
             (
                 *agent_protocol != current.agent_protocol,
                 format!("its agent speaks protocol {agent_protocol}, this server {}", current.agent_protocol),
@@ -117,6 +122,7 @@ impl Machine {
                 *disk_mib != current.disk_mib,
                 format!("it has a disk of {disk_mib} MiB, this server's sandboxes {}", current.disk_mib),
             ),
+            (golden && *dns != current.dns, "the name servers are others".to_owned()),
         ];
         checks.into_iter().filter_map(|(differs, sentence)| differs.then_some(sentence)).collect()
     }
@@ -156,6 +162,7 @@ mod tests {
             changed[name] = match value {
                 Value::String(text) => Value::from(format!("{text}x")),
                 Value::Number(number) => Value::from(number.as_u64().unwrap() * 2),
+                Value::Array(_) => Value::from(vec!["192.0.2.7"]),
                 other => panic!("{name}: {other}"),
             };
             let changed: Machine = serde_json::from_value(Value::Object(changed)).unwrap();
@@ -163,7 +170,8 @@ mod tests {
             assert_eq!(golden.len(), 1, "{name}: {golden:?}");
             assert_eq!(machine().differences(&changed, Compare::Golden).len(), 1, "{name}");
             let user = changed.differences(&machine(), Compare::User);
-            assert_eq!(user.len(), usize::from(name != "agent"), "{name}: {user:?}");
+            let matters = !["agent", "dns"].contains(&name.as_str());
+            assert_eq!(user.len(), usize::from(matters), "{name}: {user:?}");
         }
     }
 

@@ -8,8 +8,8 @@ use manta_host::lock::{LockError, WorkDirLock};
 use serde::Serialize;
 use thiserror::Error;
 
-use super::files::{Damage, bytes_on_disk, dir_bytes, remove_all};
-use super::manifest::{Manifest, ManifestError};
+use super::files::{bytes_on_disk, dir_bytes, remove_all};
+use super::manifest::Manifest;
 use super::scan::{Found, scan};
 use super::store::{Limits, Store};
 use super::stored::{Stored, Unreadable};
@@ -171,7 +171,7 @@ impl LockedSnapshotDir {
     }
 
     /// Removes what can never be restored: what was half made or half removed, and what lacks a manifest or a
-    /// file, or has a file of the wrong length; or, with `dry_run`, only says what that is. A snapshot of
+    /// file, or has one of the wrong length or kind; or, with `dry_run`, only says what that is. A snapshot of
     /// another version of Manta is kept, and one that could not be looked at.
     ///
     /// # Errors
@@ -194,21 +194,13 @@ impl LockedSnapshotDir {
 
 /// Where it is and why it is of no use; none when it may be of use.
 fn garbage(found: Found) -> Option<(PathBuf, String)> {
-    match found {
-        Found::Leftover(path) => Some((path, "half made or half removed".to_owned())),
-        Found::Bare(path) => Some((path, "it has no manifest".to_owned())),
-        Found::Unreadable(unreadable) => match unreadable.why {
-            // It may be read another day, or by another version.
-            ManifestError::Format { .. } | ManifestError::Read(_) => None,
-            ManifestError::Parse(_) | ManifestError::OtherId { .. } => {
-                let reason = unreadable.reason();
-                Some((unreadable.dir, reason))
-            }
-        },
-        Found::Snapshot(stored) => {
-            stored.check_sizes().err().map(|damage| (stored.dir.clone(), sentence(damage)))
-        }
-    }
+    let (dir, damage) = match found {
+        Found::Leftover(path) => return Some((path, "half made or half removed".to_owned())),
+        Found::Bare(path) => return Some((path, "it has no manifest".to_owned())),
+        Found::Unreadable(unreadable) => (unreadable.dir.clone(), unreadable.damage()),
+        Found::Snapshot(stored) => (stored.dir.clone(), stored.check_sizes().err()?),
+    };
+    damage.for_good.then(|| (dir, damage.to_string()))
 }
 
 fn scan_if_there(dir: &Path) -> Result<Vec<Found>, OfflineError> {
@@ -233,7 +225,7 @@ fn saved(stored: &Stored) -> SavedSnapshot {
             mem_mib: machine.mem_mib,
         }),
         disk_bytes: bytes_on_disk(&stored.dir),
-        problem: stored.check_sizes().err().map(sentence),
+        problem: stored.check_sizes().err().map(|damage| damage.to_string()),
     }
 }
 
@@ -248,6 +240,35 @@ fn unusable(unreadable: &Unreadable) -> SavedSnapshot {
     }
 }
 
-fn sentence(Damage { file, why }: Damage) -> String {
-    format!("its file {file} {why}")
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::snapshots::testing::manifest;
+
+    #[test]
+    fn a_snapshot_that_cannot_be_looked_at_is_no_garbage() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("dir");
+        let found = || {
+            let stored = Stored { manifest: manifest("snap-00000000000000000001"), dir: dir.clone() };
+            Found::Snapshot(Arc::new(stored))
+        };
+        // A link to itself fails otherwise than what is missing.
+        symlink(&dir, &dir).unwrap();
+        let Found::Snapshot(stored) = found() else { unreachable!() };
+        let problem = saved(&stored).problem.unwrap();
+        assert!(problem.starts_with("its file state cannot be looked at: "), "{problem}");
+        assert_eq!(garbage(found()), None);
+
+        fs::remove_file(&dir).unwrap();
+        fs::create_dir(&dir).unwrap();
+        let reason = |found| garbage(found).unwrap().1;
+        assert_eq!(reason(found()), "its file state is missing");
+        symlink("elsewhere", dir.join("state")).unwrap();
+        assert_eq!(reason(found()), "its file state is not a regular file");
+    }
 }

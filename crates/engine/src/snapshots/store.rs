@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::draft::Draft;
 use super::error::StoreError;
-use super::files::{bury, bytes_on_disk, dir_bytes, remove_all, sync_dir};
+use super::files::{bury, bytes_on_disk, dir_bytes, new_dir, remove_all, sync_dir};
 use super::machine::{Compare, Machine};
 use super::name::SnapshotName;
 use super::scan::{Found, scan};
@@ -34,6 +34,14 @@ pub(crate) struct Limits {
 impl Limits {
     /// Whatever the file system holds.
     pub(crate) const NONE: Self = Self { max_snapshots: usize::MAX, max_bytes: u64::MAX };
+
+    /// That `needed` bytes may be kept beside `used`.
+    fn check_bytes(self, used: u64, needed: u64) -> Result<(), StoreError> {
+        if used.saturating_add(needed) > self.max_bytes {
+            return Err(StoreError::TooLarge { limit: self.max_bytes, used, needed });
+        }
+        Ok(())
+    }
 }
 
 /// The snapshots in one directory. Its only user: clones share what they know. All that it does blocks.
@@ -51,6 +59,8 @@ pub(super) struct Inner {
 struct Held {
     entries: HashMap<SnapshotId, (Entry, u64)>,
     drafts: HashMap<SnapshotId, Reservation>,
+    /// Bytes in what could not be removed; the next start tries again.
+    leftover_bytes: u64,
 }
 
 /// A snapshot; beside it in the table, what it takes on the disk, bytes.
@@ -63,7 +73,10 @@ enum Entry {
 #[derive(Debug)]
 struct Reservation {
     name: Option<SnapshotName>,
+    /// What it may need; what it takes when all is written.
     bytes: u64,
+    /// Where it is being written; none when all is.
+    dir: Option<PathBuf>,
 }
 
 impl Store {
@@ -85,7 +98,10 @@ impl Store {
             match found {
                 Found::Leftover(path) => match remove_all(&path) {
                     Ok(()) => info!(dir = %path.display(), "removed what is left of a snapshot"),
-                    Err(error) => warn!(dir = %path.display(), %error, "a leftover stays"),
+                    Err(error) => {
+                        warn!(dir = %path.display(), %error, "a leftover stays");
+                        held.leftover_bytes += dir_bytes(&path);
+                    }
                 },
                 Found::Bare(path) => {
                     warn!(dir = %path.display(), "no manifest; `manta snapshot gc` removes it");
@@ -114,8 +130,9 @@ impl Store {
         {
             let mut held = inner.lock();
             held.admits(name.as_ref(), needed_bytes, inner.limits)?;
-            check_space(&inner.dir, held.promised().saturating_add(needed_bytes))?;
-            held.drafts.insert(id.clone(), Reservation { name: name.clone(), bytes: needed_bytes });
+            check_space(&inner.dir, held.unwritten().saturating_add(needed_bytes))?;
+            let dir = Some(new_dir(&inner.dir, &id));
+            held.drafts.insert(id.clone(), Reservation { name: name.clone(), bytes: needed_bytes, dir });
         }
         Draft::create(inner.clone(), id, name)
     }
@@ -158,7 +175,7 @@ impl Store {
     ///
     /// # Errors
     /// `NotFound`; `Io` when it cannot be renamed, and then it still exists, or not be removed, and then it
-    /// does not exist any more but takes room until the next start.
+    /// does not exist any more but takes room, which counts, until the next start.
     pub(crate) fn delete(&self, id: &SnapshotId) -> Result<(), StoreError> {
         let parent = &self.0.dir;
         let dir = parent.join(id.as_str());
@@ -176,8 +193,13 @@ impl Store {
             buried
         };
         let Some(dead) = dead else { return Ok(()) };
-        sync_dir(parent).map_err(StoreError::io("bring to the disk the directory", parent))?;
-        remove_all(&dead).map_err(StoreError::io("remove", &dead))
+        let removed = sync_dir(parent)
+            .map_err(StoreError::io("bring to the disk the directory", parent))
+            .and_then(|()| remove_all(&dead).map_err(StoreError::io("remove", &dead)));
+        if removed.is_err() {
+            self.0.lock().leftover_bytes += dir_bytes(&dead);
+        }
+        removed
     }
 
     /// The one golden snapshot here that can be restored on `current`, the newest of several; all others are
@@ -227,6 +249,21 @@ impl Store {
 }
 
 impl Inner {
+    /// All of a draft is written, and takes `bytes`: more than was reserved if its guest wrote to its disk
+    /// meanwhile. From here on it counts as what it takes.
+    ///
+    /// # Errors
+    /// `TooLarge`, `NoSpace`; `Io` when the room cannot be found out.
+    pub(super) fn settle(&self, id: &SnapshotId, bytes: u64) -> Result<(), StoreError> {
+        let mut held = self.lock();
+        let used = held.used();
+        let Some(draft) = held.drafts.get_mut(id) else { return Ok(()) };
+        let others = used.saturating_sub(draft.bytes);
+        (draft.bytes, draft.dir) = (bytes, None);
+        self.limits.check_bytes(others, bytes)?;
+        check_space(&self.dir, held.unwritten())
+    }
+
     /// A draft is complete: it is a snapshot now, no reservation.
     pub(super) fn admit(&self, stored: Arc<Stored>) {
         let mut held = self.lock();
@@ -234,9 +271,11 @@ impl Inner {
         held.insert(stored);
     }
 
-    /// A draft is given up.
-    pub(super) fn release(&self, id: &SnapshotId) {
-        self.lock().drafts.remove(id);
+    /// A draft is given up; `stays` bytes of it could not be removed.
+    pub(super) fn release(&self, id: &SnapshotId, stays: u64) {
+        let mut held = self.lock();
+        held.drafts.remove(id);
+        held.leftover_bytes += stays;
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -250,9 +289,20 @@ impl Held {
         self.entries.insert(stored.manifest.id.clone(), (Entry::Stored(stored), bytes));
     }
 
-    /// Bytes promised to drafts.
-    fn promised(&self) -> u64 {
-        self.drafts.values().fold(0, |sum, draft| sum.saturating_add(draft.bytes))
+    /// Bytes that all take or are promised.
+    fn used(&self) -> u64 {
+        let stored = self.entries.values().map(|(_, bytes)| *bytes);
+        let drafts = self.drafts.values().map(|draft| draft.bytes);
+        stored.chain(drafts).fold(self.leftover_bytes, u64::saturating_add)
+    }
+
+    /// Bytes promised to drafts that they have not written yet.
+    fn unwritten(&self) -> u64 {
+        let of = |draft: &Reservation| {
+            let dir = draft.dir.as_ref();
+            dir.map_or(0, |dir| draft.bytes.saturating_sub(bytes_on_disk(dir).total()))
+        };
+        self.drafts.values().map(of).fold(0, u64::saturating_add)
     }
 
     /// Whether one more is allowed.
@@ -270,12 +320,7 @@ impl Held {
         if self.entries.len() + self.drafts.len() >= limits.max_snapshots {
             return Err(StoreError::TooMany { limit: limits.max_snapshots });
         }
-        let stored: u64 = self.entries.values().map(|(_, bytes)| bytes).sum();
-        let used = stored.saturating_add(self.promised());
-        if used.saturating_add(needed) > limits.max_bytes {
-            return Err(StoreError::TooLarge { limit: limits.max_bytes, used, needed });
-        }
-        Ok(())
+        limits.check_bytes(self.used(), needed)
     }
 }
 

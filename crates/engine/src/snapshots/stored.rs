@@ -43,7 +43,7 @@ impl Stored {
     pub(crate) fn info(&self, current: &Machine) -> SnapshotInfo {
         let Manifest { id, name, created_unix_ms, sandbox_id, machine, .. } = &self.manifest;
         let reason = match self.check_sizes() {
-            Err(Damage { file, why }) => Some(format!("its file {file} {why}")),
+            Err(damage) => Some(damage.to_string()),
             Ok(()) => Some(machine.differences(current, Compare::User).join("; ")),
         };
         let reason = reason.filter(|reason| !reason.is_empty());
@@ -80,7 +80,7 @@ impl Stored {
         let Manifest { id, files, .. } = &self.manifest;
         self.check_sizes()
             .and_then(|()| check_state(&self.dir, files))
-            .map_err(|Damage { file, why }| StoreError::Damaged { id: id.clone(), file, why })
+            .map_err(|damage| StoreError::Damaged { id: id.clone(), damage })
     }
 
     /// That its files are there and of the right length.
@@ -92,7 +92,17 @@ impl Stored {
 impl Unreadable {
     /// Why, as one sentence.
     pub(super) fn reason(&self) -> String {
-        format!("its file {MANIFEST} {}", self.why_text())
+        self.damage().to_string()
+    }
+
+    /// What is wrong with the manifest.
+    pub(super) fn damage(&self) -> Damage {
+        let for_good = match self.why {
+            // It may be read another day, or by another version.
+            ManifestError::Format { .. } | ManifestError::Read(_) => false,
+            ManifestError::Parse(_) | ManifestError::OtherId { .. } => true,
+        };
+        Damage { file: MANIFEST, why: crate::error::chain(&self.why), for_good }
     }
 
     /// As clients see it: what is unknown is zero or `unknown`.
@@ -118,11 +128,7 @@ impl Unreadable {
         match self.why {
             // Nothing is broken: another version of Manta can read it.
             ManifestError::Format { .. } => StoreError::Incompatible { id, differences: vec![self.reason()] },
-            _ => StoreError::Damaged { id, file: MANIFEST, why: self.why_text() },
+            _ => StoreError::Damaged { id, damage: self.damage() },
         }
-    }
-
-    fn why_text(&self) -> String {
-        crate::error::chain(&self.why)
     }
 }

@@ -1,9 +1,9 @@
 //! Taking a snapshot of a running sandbox, which goes on running: the agent's connection is parked, the guest is
 //! paused while its state, memory and disk are saved, then everything resumes, whatever happened.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use super::{Draft, SnapshotName, Store, StoreError, Stored};
 use crate::agent::Session;
+use crate::artifacts::by_descriptor;
 use crate::error::{EngineError, chain};
 use crate::guest;
 use crate::shared::Shared;
@@ -29,7 +30,8 @@ const PARK_LIMIT: Duration = Duration::from_secs(60);
 pub(crate) struct Subject {
     pub(crate) vm: Arc<dyn MicroVm>,
     pub(crate) session: Session,
-    pub(crate) disk: PathBuf,
+    /// The sandbox's own disk.
+    pub(crate) disk: Arc<File>,
 }
 
 /// What is wanted.
@@ -69,21 +71,45 @@ async fn save(
     let Subject { vm, session, disk } = subject;
     let Order { store, name } = order;
     let mem_bytes = u64::from(shared.config.mem_mib) << 20;
-    let disk_bytes = std::fs::metadata(&disk).map_or(0, |found| found.blocks() * 512);
+    let disk_bytes = disk.metadata().map_or(0, |found| found.blocks() * 512);
     let draft = blocking(move || store.begin(name, mem_bytes + disk_bytes)).await?;
-
-    // How long the guest takes is up to the guest.
-    let going = || EngineError::NotRunning { id: info.id.clone(), state: SandboxState::Stopping, reason: None };
-    let parked = doomed.run_until_cancelled(session.park(PARK_LIMIT)).await.ok_or_else(going)?;
-    parked.map_err(|error| failed("parking the agent", &error))?;
-    let paused = pause_and_save(&*vm, &draft, disk, shared).await;
-    // Whatever happened, the guest goes on if it can.
-    let resumed = doomed.run_until_cancelled(guest::resume(&*vm, &session, &shared.config)).await;
-    let pause = paused?;
-    resumed.ok_or_else(going)?.map_err(|error| failed("letting the guest go on", &error))?;
-    if unwanted() {
-        return Err(going());
+    match fill(info, &vm, &session, disk, &draft, shared, doomed).await {
+        Ok(pause) if !unwanted() => commit(info, draft, pause, shared).await,
+        outcome => {
+            let removed = spawn_blocking(move || drop(draft)).await;
+            debug_assert!(removed.is_ok(), "dropping a draft panicked");
+            Err(outcome.err().unwrap_or_else(|| going(info)))
+        }
     }
+}
+
+/// Saves the guest to the draft; says how long it was paused.
+async fn fill(
+    info: &SandboxInfo,
+    vm: &Arc<dyn MicroVm>,
+    session: &Session,
+    disk: Arc<File>,
+    draft: &Draft,
+    shared: &Shared,
+    doomed: &CancellationToken,
+) -> Result<Duration, EngineError> {
+    // How long the guest takes is up to the guest.
+    let parked = doomed.run_until_cancelled(session.park(PARK_LIMIT)).await.ok_or_else(|| going(info))?;
+    parked.map_err(|error| failed("parking the agent", &error))?;
+    let paused = pause_and_save(&**vm, draft, disk, shared).await;
+    // Whatever happened, the guest goes on if it can.
+    let resumed = doomed.run_until_cancelled(guest::resume(&**vm, session, &shared.config)).await;
+    let pause = paused?;
+    resumed.ok_or_else(|| going(info))?.map_err(|error| failed("letting the guest go on", &error))?;
+    Ok(pause)
+}
+
+async fn commit(
+    info: &SandboxInfo,
+    draft: Draft,
+    pause: Duration,
+    shared: &Shared,
+) -> Result<Arc<Stored>, EngineError> {
     let created_unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let (sandbox_id, machine) = (info.id.clone(), shared.machine.as_ref().clone());
     let created_unix_ms = u64::try_from(created_unix_ms).unwrap_or_default();
@@ -96,12 +122,12 @@ async fn save(
 async fn pause_and_save(
     vm: &dyn MicroVm,
     draft: &Draft,
-    disk: PathBuf,
+    disk: Arc<File>,
     shared: &Shared,
 ) -> Result<Duration, EngineError> {
     let (to, mode) = (draft.disk(), shared.config.clone_mode);
     let clone_disk: BoxFuture<'_, io::Result<()>> = Box::pin(async move {
-        let cloned = spawn_blocking(move || clone_file(&disk, &to, mode)).await?;
+        let cloned = spawn_blocking(move || clone_file(&by_descriptor(&disk), &to, mode)).await?;
         cloned.map(drop).map_err(|error| io::Error::other(chain(&error)))
     });
     let files: SnapshotFiles = draft.files();
@@ -118,6 +144,10 @@ pub(crate) async fn blocking<T: Send + 'static>(
             Err(EngineError::Host { stage: "working on snapshots", reason: panicked.to_string() })
         }
     }
+}
+
+fn going(info: &SandboxInfo) -> EngineError {
+    EngineError::NotRunning { id: info.id.clone(), state: SandboxState::Stopping, reason: None }
 }
 
 fn failed(stage: &'static str, error: &dyn std::error::Error) -> EngineError {

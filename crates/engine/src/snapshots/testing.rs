@@ -32,6 +32,7 @@ pub(super) fn machine() -> Machine {
         vcpus: 1,
         mem_mib: 256,
         disk_mib: 2048,
+        dns: vec![[192, 0, 2, 1].into()],
     }
 }
 

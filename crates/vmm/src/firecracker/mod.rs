@@ -95,6 +95,7 @@ impl Vmm for Firecracker {
         let dir = VmDir::open(&place.dir)?;
         let mut fds = Image::open_all(spec)?;
         let owner = (place.credentials.uid, place.credentials.gid);
+        let memory_len = u64::from(spec.mem_mib) << 20;
         let tracks_changes = *origin != Origin::Boot && can_track(&self.info.version, spec.mem_mib);
         let (start, vsock, base) = match origin {
             Origin::Boot => {
@@ -112,7 +113,7 @@ impl Vmm for Firecracker {
                     source,
                 })?;
                 fds.extend([state, memory]);
-                (vec![requests::load(tracks_changes)], Vsock::of_restored(spec.vsock_port), base)
+                (vec![requests::load(memory_len, tracks_changes)], Vsock::of_restored(spec.vsock_port), base)
             }
         };
         // It would log each request, in the room for what the guest prints.
@@ -151,7 +152,7 @@ impl Vmm for Firecracker {
             vsock,
             owner,
             start,
-            memory_len: u64::from(spec.mem_mib) << 20,
+            memory_len,
             tracks_changes,
             base: Mutex::new(base.map(File::from)),
         }))

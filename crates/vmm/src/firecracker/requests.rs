@@ -7,6 +7,7 @@ use std::time::Duration;
 use hyper::Method;
 use serde_json::{Value, json};
 
+use crate::deadline;
 use crate::dir::Image;
 use crate::kernel_args;
 use crate::vmm::{VmSpec, mac_text};
@@ -19,8 +20,6 @@ const VSOCK_PORT_PARAM: &str = "manta.vsock_port";
 
 /// For an answer. InstanceStart includes loading the kernel; milliseconds unless the host is overloaded.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// For one that waits until the guest's whole memory is on the medium.
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A request and how long its answer may take.
 #[derive(Debug)]
@@ -86,8 +85,9 @@ pub(super) fn start() -> Request {
     put("/actions", json!({ "action_type": "InstanceStart" }))
 }
 
-/// Makes the VM from a snapshot and lets it run. `track_changes`: [`Pages::Changed`] can be asked for later.
-pub(super) fn load(track_changes: bool) -> Request {
+/// Makes the VM, of `memory_len` bytes, from a snapshot and lets it run. `track_changes`: [`Pages::Changed`]
+/// can be asked for later.
+pub(super) fn load(memory_len: u64, track_changes: bool) -> Request {
     // enable_diff_snapshots is track_dirty_pages from 1.13 on, but still understood.
     let body = json!({
         "snapshot_path": Image::State.path(),
@@ -95,7 +95,7 @@ pub(super) fn load(track_changes: bool) -> Request {
         "enable_diff_snapshots": track_changes,
         "resume_vm": true,
     });
-    Request { timeout: SNAPSHOT_TIMEOUT, ..put("/snapshot/load", body) }
+    Request { timeout: deadline::for_memory(memory_len), ..put("/snapshot/load", body) }
 }
 
 /// Stops the processors.
@@ -104,19 +104,19 @@ pub(super) fn pause() -> Request {
 }
 
 /// Lets them go on; on a VM that was not paused, nothing.
-pub(super) fn resume() -> Request {
+pub(super) fn resume(memory_len: u64) -> Request {
     // It may have to wait for a snapshot that was given up.
-    Request { timeout: SNAPSHOT_TIMEOUT, ..vm_state("Resumed") }
+    Request { timeout: deadline::for_memory(memory_len), ..vm_state("Resumed") }
 }
 
-/// Saves a paused VM to files in Firecracker's directory.
-pub(super) fn create(pages: Pages, state: &str, memory: &str) -> Request {
+/// Saves a paused VM to files in Firecracker's directory, and waits until they are on the medium.
+pub(super) fn create(memory_len: u64, pages: Pages, state: &str, memory: &str) -> Request {
     let kind = match pages {
         Pages::All => "Full",
         Pages::Changed => "Diff",
     };
     let body = json!({ "snapshot_type": kind, "snapshot_path": state, "mem_file_path": memory });
-    Request { timeout: SNAPSHOT_TIMEOUT, ..put("/snapshot/create", body) }
+    Request { timeout: deadline::for_memory(memory_len), ..put("/snapshot/create", body) }
 }
 
 fn vm_state(state: &str) -> Request {
@@ -146,13 +146,14 @@ mod tests {
 
     #[test]
     fn requests_that_restore_a_vm() {
-        insta::assert_snapshot!(text(&[load(true)]));
+        insta::assert_snapshot!(text(&[load(256 << 20, true)]));
     }
 
     #[test]
     fn requests_that_save_a_vm() {
-        let create = |pages| create(pages, "state", "memory");
-        insta::assert_snapshot!(text(&[pause(), create(Pages::All), create(Pages::Changed), resume()]));
+        let create = |pages| create(256 << 20, pages, "state", "memory");
+        let requests = [pause(), create(Pages::All), create(Pages::Changed), resume(256 << 20)];
+        insta::assert_snapshot!(text(&requests));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use super::requests::Pages;
 use crate::dir::VmDir;
 use crate::error::VmmError;
-use crate::snapshot::{MAX_STATE, STATE, copy_out, finish, move_out, save};
+use crate::snapshot::{MAX_STATE, STATE, copy_out, ensure_final, finish, move_out, save};
 use crate::vmm::SnapshotFiles;
 
 /// Name in the VM's directory under which Firecracker writes the guest's memory.
@@ -40,7 +40,7 @@ pub(super) fn prepare(dir: &VmDir, base: &File, memory: &Path, owner: (u32, u32)
     prepare().map_err(save(memory))
 }
 
-/// Takes over what Firecracker wrote. Returns the memory.
+/// Takes over what Firecracker wrote, which cannot change any more then. Returns the memory.
 pub(super) fn take_over(
     dir: &VmDir,
     files: &SnapshotFiles,
@@ -58,7 +58,9 @@ pub(super) fn take_over(
     }
     finish(&files.state)?;
     finish(&files.memory)?;
-    File::open(&files.memory).map_err(save(&files.memory))
+    let memory = File::open(&files.memory).map_err(save(&files.memory))?;
+    ensure_final(&memory, memory_len).map_err(save(&files.memory))?;
+    Ok(memory)
 }
 
 /// Removes what may be left in the VM's directory of a snapshot that failed.
@@ -102,9 +104,36 @@ fn dig_holes(path: &Path, len: u64) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::error::Error;
+    use std::io::Write;
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+
+    #[test]
+    fn memory_that_a_vmm_can_still_write_to_is_not_taken_over() {
+        let root = tempfile::tempdir().unwrap();
+        let vm = root.path().join("vm");
+        fs::create_dir(&vm).unwrap();
+        let dir = VmDir::open(&vm).unwrap();
+        let files = SnapshotFiles { state: root.path().join("state"), memory: root.path().join("memory") };
+        let write = || {
+            fs::write(vm.join(STATE), "processors").unwrap();
+            let mut memory = File::create(vm.join(MEMORY)).unwrap();
+            memory.write_all(&[1; 4096]).unwrap();
+            memory
+        };
+        let still_open = write();
+        let error = take_over(&dir, &files, 4096, Pages::All).unwrap_err();
+        assert!(matches!(&error, VmmError::Save { path, .. } if *path == files.memory), "{error:?}");
+        assert_eq!(error.source().unwrap().to_string(), "the VMM still has it open");
+        drop(still_open);
+
+        fs::remove_file(&files.state).unwrap();
+        drop(write());
+        take_over(&dir, &files, 4096, Pages::All).unwrap();
+        assert_eq!(fs::read(&files.memory).unwrap(), [1; 4096]);
+    }
 
     #[test]
     fn holes_change_the_room_a_file_takes_and_nothing_else() {

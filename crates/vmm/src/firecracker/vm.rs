@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,7 @@ use super::saved::{self, MEMORY};
 use super::vsock::Vsock;
 use crate::child::Child;
 use crate::console::printable;
+use crate::deadline;
 use crate::dir::VmDir;
 use crate::error::VmmError;
 use crate::snapshot::{STATE, save};
@@ -62,17 +62,17 @@ impl FirecrackerVm {
         let pages = if base.is_some() { Pages::Changed } else { Pages::All };
         if let Some(base) = base {
             let (dir, memory, owner) = (Arc::clone(&self.dir), files.memory.clone(), self.owner);
-            blocking(&files.memory, move || saved::prepare(&dir, &base, &memory, owner)).await?;
+            self.blocking(files, move || saved::prepare(&dir, &base, &memory, owner)).await?;
         }
 
         let start = Instant::now();
         let saved = async {
-            self.alive(self.send(&[pause(), create(pages, STATE, MEMORY)])).await?;
+            self.alive(self.send(&[pause(), create(self.memory_len, pages, STATE, MEMORY)])).await?;
             // To its end, even if Firecracker ends.
-            while_paused.await.map_err(VmmError::WhilePaused)
+            deadline::while_paused(while_paused).await
         };
         let saved = saved.await;
-        let resumed = self.alive(self.send(&[resume()])).await;
+        let resumed = self.alive(self.send(&[resume(self.memory_len)])).await;
         let paused = start.elapsed();
         match resumed {
             Ok(()) => saved?,
@@ -81,11 +81,21 @@ impl FirecrackerVm {
         }
 
         let (dir, taken, len) = (Arc::clone(&self.dir), files.clone(), self.memory_len);
-        let memory = blocking(&files.memory, move || saved::take_over(&dir, &taken, len, pages)).await?;
+        let memory = self.blocking(files, move || saved::take_over(&dir, &taken, len, pages)).await?;
         if self.tracks_changes {
             *self.base.lock().unwrap_or_else(PoisonError::into_inner) = Some(memory);
         }
         Ok(paused)
+    }
+
+    /// Works on the files of a snapshot.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        files: &SnapshotFiles,
+        work: impl FnOnce() -> Result<T, VmmError> + Send + 'static,
+    ) -> Result<T, VmmError> {
+        let done = deadline::blocking(deadline::for_memory(self.memory_len), move || Ok(work()));
+        done.await.map_err(save(&files.memory))?
     }
 
     /// Takes a step as long as Firecracker lives; its end is the error else.
@@ -111,14 +121,6 @@ impl FirecrackerVm {
     fn printed(&self) -> String {
         printable(&[&self.child.output()])
     }
-}
-
-/// Works on files, of which `path` is one, off the event loop.
-async fn blocking<T: Send + 'static>(
-    path: &Path,
-    work: impl FnOnce() -> Result<T, VmmError> + Send + 'static,
-) -> Result<T, VmmError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|broken| Err(save(path)(broken)))
 }
 
 #[async_trait]

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use crate::child::{Child, Command};
 use crate::console::printable;
+use crate::deadline;
 use crate::dir::{Image, VmDir};
 use crate::error::VmmError;
 use crate::version::Requirement;
@@ -105,7 +106,10 @@ impl Vmm for Qemu {
         })
         .await?;
         let failure = match timeout(READY_TIMEOUT, ready(stream, restored)).await {
-            Ok(Ok(qmp)) => return Ok(Box::new(QemuVm::new(child, dir, memory, qmp))),
+            Ok(Ok(qmp)) => {
+                let files_timeout = deadline::for_memory(u64::from(spec.mem_mib) << 20);
+                return Ok(Box::new(QemuVm::new(child, dir, memory, files_timeout, qmp)));
+            }
             Ok(Err(source)) => match child.dying().await {
                 Some(status) => VmmError::Ended(Exit { status, console: printable(&[&child.output()]) }),
                 None => VmmError::Qmp { command: "qmp_capabilities", source },

@@ -6,17 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tokio::task::spawn_blocking;
-use tokio::time::timeout;
 
 use super::memory::{self, Memory, Process};
 use super::vm::QemuVm;
+use crate::deadline::{self, blocking};
 use crate::error::VmmError;
 use crate::snapshot::{MAX_STATE, STATE, copy_out, finish, save};
 use crate::vmm::{BoxFuture, SnapshotFiles};
-
-/// For one step of work on files. The longest copies a booted guest's memory or brings it to the medium.
-const FILES_TIMEOUT: Duration = Duration::from_secs(120);
 
 impl QemuVm {
     pub(super) async fn save(
@@ -63,13 +59,13 @@ impl QemuVm {
             }
         };
         // The disk is at rest since "stop".
-        let (memory, done) = tokio::join!(memory, while_paused);
-        memory.and(done.map_err(VmmError::WhilePaused))
+        let (memory, done) = tokio::join!(memory, deadline::while_paused(while_paused));
+        memory.and(done)
     }
 
     async fn copy_memory(&self, files: &SnapshotFiles) -> Result<(), VmmError> {
         let (from, to) = (self.memory.path(), files.memory.clone());
-        blocking(move || memory::copy(&from, &to)).await.map_err(save(&files.memory))
+        blocking(self.files_timeout, move || memory::copy(&from, &to)).await.map_err(save(&files.memory))
     }
 
     async fn copy_own_pages(&self, snapshot: &File, files: &SnapshotFiles) -> Result<(), VmmError> {
@@ -80,7 +76,7 @@ impl QemuVm {
         }
         let unread = |source| VmmError::Memory { pid, source };
         let (process, to) = (process.map_err(unread)?, files.memory.clone());
-        let pages = blocking(move || process.copy_own_pages(&to)).await.map_err(unread);
+        let pages = blocking(self.files_timeout, move || process.copy_own_pages(&to)).await.map_err(unread);
         match pages {
             Ok(pages) => {
                 tracing::debug!(pid, pages, "saved a restored guest's own pages");
@@ -93,19 +89,11 @@ impl QemuVm {
     /// Only here, when the guest runs again.
     async fn finish(&self, files: &SnapshotFiles) -> Result<(), VmmError> {
         let (dir, to) = (Arc::clone(&self.dir), files.clone());
-        let done = blocking(move || {
+        let done = blocking(self.files_timeout, move || {
             Ok(copy_out(&dir, STATE, &to.state, MAX_STATE)
                 .and_then(|()| finish(&to.state))
                 .and_then(|()| finish(&to.memory)))
         });
         done.await.map_err(save(&files.memory))?
-    }
-}
-
-/// Does work on files elsewhere; it is not waited for for ever.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    match timeout(FILES_TIMEOUT, spawn_blocking(work)).await {
-        Ok(done) => done?,
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
 }

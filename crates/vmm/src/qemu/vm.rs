@@ -27,15 +27,17 @@ pub(super) struct QemuVm {
     pub(super) child: Child,
     pub(super) dir: Arc<VmDir>,
     pub(super) memory: Memory,
+    /// For one step of work on the files of a snapshot.
+    pub(super) files_timeout: Duration,
     qmp: Qmp,
     console: Arc<Console>,
 }
 
 impl QemuVm {
-    pub(super) fn new(child: Child, dir: VmDir, memory: Memory, qmp: Qmp) -> Self {
+    pub(super) fn new(child: Child, dir: VmDir, memory: Memory, files_timeout: Duration, qmp: Qmp) -> Self {
         let console = Arc::new(Console::default());
         tokio::spawn(end_with_guest(qmp.clone(), Arc::clone(&console)));
-        Self { child, dir: Arc::new(dir), memory, qmp, console }
+        Self { child, dir: Arc::new(dir), memory, files_timeout, qmp, console }
     }
 
     pub(super) async fn command(&self, command: &'static str, arguments: Value) -> Result<(), VmmError> {

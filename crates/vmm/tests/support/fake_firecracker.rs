@@ -13,8 +13,10 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustix::fs::{CWD, Mode, mkfifoat};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::pipe;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::ground::Ground;
@@ -42,12 +44,13 @@ pub(crate) const FIRST_PAGE: &[u8] = &[0xaa; 4096];
 /// What it writes in a restored guest, and where.
 pub(crate) const CHANGED_PAGE: (&[u8], u64) = (&[0xbb; 4096], 8192);
 
-/// Writes the program. It prints how it was called, lets its sockets appear, and waits to be killed.
+/// Writes the program. It prints how it was called, lets its sockets appear, and waits to be killed. It has no
+/// children, which could outlive it.
 pub(crate) fn program(ground: &Ground) -> PathBuf {
     let script = "#!/bin/sh\n\
         [ \"$1\" = --version ] && { echo 'Firecracker v1.12.1'; exit; }\n\
         echo \"fake firecracker $*\"\n\
-        mv hidden-v.sock v.sock && mv hidden-api.sock api.sock && exec sleep 600\n";
+        echo > started && exec sleep 600\n";
     script_program(ground, script)
 }
 
@@ -82,7 +85,15 @@ impl Fake {
         let requests = Arc::new(Mutex::new(Vec::new()));
         let fake = Self { dir: dir.to_owned(), requests: Arc::clone(&requests) };
         let dir = dir.to_owned();
+        let started = dir.join("started");
+        mkfifoat(CWD, &started, Mode::RUSR).unwrap();
+        fs::set_permissions(&started, PermissionsExt::from_mode(0o666)).unwrap();
+        let started = pipe::OpenOptions::new().read_write(true).open_receiver(started).unwrap();
         tokio::spawn(async move {
+            started.readable().await.unwrap();
+            for name in ["v.sock", "api.sock"] {
+                fs::rename(dir.join(format!("hidden-{name}")), dir.join(name)).unwrap();
+            }
             while let Ok((stream, _)) = api.accept().await {
                 let (requests, dir) = (Arc::clone(&requests), dir.clone());
                 let service =

@@ -1,7 +1,11 @@
 //! How much is kept, and names.
 
+use std::fs::{self, File};
+use std::path::Path;
 use std::sync::Barrier;
 use std::thread;
+
+use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::snapshots::testing::{commit, fill, make, store};
 use crate::snapshots::{Limits, Store, StoreError};
@@ -102,4 +106,60 @@ fn a_snapshot_that_the_file_system_has_no_room_for_is_not_begun() {
         assert!(matches!(store.begin(None, free / 3 * 2), Err(StoreError::NoSpace { .. })));
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left of what was refused");
+}
+
+/// Makes a file that takes `bytes` on the disk.
+fn allocate(path: &Path, bytes: u64) {
+    let file = File::create(path).unwrap();
+    fallocate(file, FallocateFlags::empty(), 0, bytes).unwrap();
+}
+
+#[test]
+fn a_draft_that_outgrew_its_room_is_no_snapshot_unless_there_is_more() {
+    let (dir, store) = limited(Limits { max_bytes: 10 << 20, ..Limits::NONE });
+    let other = store.begin(None, 6 << 20).unwrap();
+    let grown = || {
+        let draft = store.begin(None, 2 << 20).unwrap();
+        fill(&draft);
+        allocate(&draft.disk(), 5 << 20);
+        draft
+    };
+    let error = commit(grown()).unwrap_err();
+    let StoreError::TooLarge { used, needed, .. } = error else { panic!("{error}") };
+    assert_eq!(used, 6 << 20, "the others");
+    assert!(needed >= 5 << 20, "{needed}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the other draft is all there is");
+
+    drop(other);
+    let made = commit(grown()).unwrap();
+    let error = commit(grown()).unwrap_err();
+    assert!(matches!(error, StoreError::TooLarge { used, .. } if used >= 5 << 20), "{error}");
+    store.delete(&made.manifest.id).unwrap();
+    // Holes take nothing.
+    let sparse = store.begin(None, 2 << 20).unwrap();
+    fill(&sparse);
+    File::options().write(true).open(sparse.disk()).unwrap().set_len(1 << 30).unwrap();
+    commit(sparse).unwrap();
+}
+
+#[test]
+fn what_a_draft_has_written_counts_once_and_the_reserve_is_left() {
+    let (dir, store) = limited(Limits::NONE);
+    let room = || match store.begin(None, u64::MAX) {
+        Err(StoreError::NoSpace { free, reserve, .. }) => free.saturating_sub(reserve),
+        other => panic!("{other:?}"),
+    };
+    if room() < 4 << 30 {
+        eprintln!("skipped: less than 4 GiB are free in {}", dir.path().display());
+        return;
+    }
+    // Others use the disk at the same time: 128 MiB and more are left for them.
+    let draft = store.begin(None, 256 << 20).unwrap();
+    fill(&draft);
+    allocate(&draft.files().memory, 256 << 20);
+    let _other = store.begin(None, room() - (128 << 20)).unwrap();
+    // What it takes now was the other's, whose promise holds.
+    allocate(&draft.disk(), 1 << 30);
+    let error = commit(draft).unwrap_err();
+    assert!(matches!(error, StoreError::NoSpace { .. }), "{error}");
 }
