@@ -192,6 +192,11 @@ pub(crate) mod arbitrary {
                 })
             },
         );
-        prop_oneof![Just(Reply::Done), any::<u64>().prop_map(|unix_ns| Reply::Adopted { unix_ns }), exit, any::<String>().prop_map(|message| Reply::Failed { message }),]
+        prop_oneof![
+            Just(Reply::Done),
+            any::<u64>().prop_map(|unix_ns| Reply::Adopted { unix_ns }),
+            exit,
+            any::<String>().prop_map(|message| Reply::Failed { message }),
+        ]
     }
 }

@@ -138,7 +138,7 @@ pub struct SandboxInfo {
     pub reason: Option<String>,
     /// `qemu` or `firecracker`.
     pub vmm: String,
-    /// The snapshot it was restored from; absent when it is a fresh one.
+    /// The snapshot it was restored from, be it the golden one; absent when it was booted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_id: Option<SnapshotId>,
     /// When its creation began, seconds since 1970.

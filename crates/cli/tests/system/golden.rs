@@ -8,7 +8,9 @@ use std::process::{Command, Output};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Host, Server, artifact, binary, entries, eventually, scaled, zeros};
+use crate::harness::{
+    Host, Server, artifact, artifacts, binary, entries, eventually, new_dir, scaled, zeros,
+};
 
 /// The one golden snapshot.
 fn golden(server: &Server) -> String {
@@ -80,6 +82,40 @@ fn a_damaged_one_is_made_anew_at_the_start_and_done_without_until_then() {
     assert_ne!(golden(&server), first);
     assert_eq!(origin(&server), Some(golden(&server)));
     assert_eq!(server.get("/healthz")["status"], "ok");
+}
+
+#[test]
+fn one_that_is_whole_and_yet_cannot_be_restored_is_made_anew_at_the_start() {
+    let _host = Host::enter();
+    let server = Server::start();
+    let (first, memory) = (golden(&server), memory_of(&server));
+    let dir = server.end();
+    zeros(&memory, fs::metadata(&memory).expect("its memory").len());
+    let server = Server::in_dir(dir, &[]);
+    assert_ne!(golden(&server), first);
+    assert_eq!(origin(&server), Some(golden(&server)));
+    assert_eq!(server.get("/healthz")["status"], "ok");
+}
+
+#[test]
+fn a_root_image_replaced_under_a_running_server_changes_nothing_until_its_next_start() {
+    let _host = Host::enter();
+    let (_, built) =
+        artifacts().into_iter().find(|(name, _)| *name == "MANTA_ROOTFS_PATH").expect("an image");
+    let images = new_dir();
+    let image = images.path().join("rootfs.ext4");
+    if fs::hard_link(&built, &image).is_err() {
+        fs::copy(&built, &image).expect("copy the image");
+    }
+    let server = Server::with(&[("MANTA_ROOTFS_PATH", image.to_str().expect("a path"))]);
+    let another = artifact(&[0; 1 << 20]);
+    fs::copy(another.path(), images.path().join("another")).expect("another image");
+    fs::rename(images.path().join("another"), &image).expect("put it in place");
+    let uses_it = "sha256sum /usr/bin/* > /dev/null && python3 -c 'import json, ssl, sqlite3'";
+    let id = server.create();
+    assert_eq!(server.stdout(&id, uses_it), "");
+    let clone = server.restore(&server.snapshot(&id));
+    assert_eq!(server.stdout(&clone, uses_it), "");
 }
 
 #[test]
