@@ -35,8 +35,9 @@ mod tests {
     use insta::assert_snapshot;
 
     use super::*;
-    use crate::BenchArgs;
+    use crate::command::Look;
     use crate::restore::RestoreArgs;
+    use crate::{BenchArgs, BenchCommand, Mode};
 
     #[derive(Debug, Parser)]
     #[command(term_width = 100)]
@@ -47,7 +48,7 @@ mod tests {
 
     #[derive(Debug, Subcommand)]
     enum Command {
-        Bench(BenchArgs),
+        Bench(BenchCommand),
         BenchRestore(RestoreArgs),
     }
 
@@ -57,8 +58,11 @@ mod tests {
     }
 
     fn bench(line: &[&str]) -> BenchArgs {
-        let Ok(Command::Bench(args)) = parse(&[&["bench"], line].concat()) else { panic!("{line:?}") };
-        args
+        let Ok(Command::Bench(BenchCommand { look: None, measure })) = parse(&[&["bench"], line].concat())
+        else {
+            panic!("{line:?}")
+        };
+        measure
     }
 
     fn bench_restore(line: &[&str]) -> RestoreArgs {
@@ -77,6 +81,7 @@ mod tests {
             assert_eq!(args.timeout, Duration::from_secs(90));
         }
         assert_eq!(create.cmd, "echo \"benchmark\"");
+        assert_eq!((create.mode, create.concurrency, create.live), (Mode::Sequential, None, 0));
         assert_eq!(restore.mutation_cmd, "mkdir -p /opt/manta && printf restored-ok > /opt/manta/state.txt");
         assert_eq!(restore.sanity_cmd, "cat /opt/manta/state.txt");
         assert_eq!(restore.expect_stdout, "restored-ok");
@@ -90,6 +95,8 @@ mod tests {
         assert_eq!((args.common.iterations, args.common.warmup), (10, 0));
         assert_eq!(args.cmd, "uname -a");
         assert_eq!(args.common.timeout, Duration::from_secs(100));
+        let args = bench(&["--mode", "burst", "--concurrency", "7", "--live", "3"]);
+        assert_eq!((args.mode, args.concurrency, args.live), (Mode::Burst, Some(7), 3));
         let args = bench_restore(&["--mutation-cmd=a", "--sanity-cmd=b", "--expect-stdout="]);
         assert_eq!([&args.mutation_cmd[..], &args.sanity_cmd[..], &args.expect_stdout[..]], ["a", "b", ""]);
     }
@@ -108,15 +115,46 @@ mod tests {
                 assert!(error.contains(flag) && error.contains(value), "{error}");
             }
         }
+        for (flag, value) in [("--mode", "fast"), ("--concurrency", "0"), ("--live", "-1")] {
+            let error = parse(&["bench", &format!("{flag}={value}")]).unwrap_err();
+            assert!(error.contains(flag) && error.contains(value), "{error}");
+        }
+    }
+
+    #[test]
+    fn looking_at_results_takes_files_and_nothing_of_measuring() {
+        let look = |line: &[&str]| -> Result<Look, String> {
+            match parse(&[&["bench"], line].concat())? {
+                Command::Bench(BenchCommand { look: Some(look), .. }) => Ok(look),
+                other => panic!("{other:?}"),
+            }
+        };
+        let Ok(Look::Compare(args)) = look(&["compare", "a.json", "b.json"]) else { panic!() };
+        assert_eq!(args.files.len(), 2);
+        let Ok(Look::Plot(args)) = look(&["plot", "a.json", "--out", "a.svg"]) else { panic!() };
+        assert_eq!((args.files.len(), args.out.to_str()), (1, Some("a.svg")));
+        for wrong in [
+            &["compare", "a.json"][..],
+            &["plot", "a.json"],
+            &["plot", "--out", "a.svg"],
+            &["--iterations", "3", "compare", "a.json", "b.json"],
+        ] {
+            look(wrong).expect_err("not a command line");
+        }
     }
 
     #[test]
     fn the_help_says_what_is_measured_and_how() {
         let mut cli = Cli::command();
-        let help = ["bench", "bench-restore"].map(|name| {
+        let mut help = ["bench", "bench-restore"].map(|name| {
             let command = cli.find_subcommand_mut(name).unwrap();
             command.render_long_help().to_string()
         });
+        let bench = cli.find_subcommand_mut("bench").unwrap();
+        for look in ["compare", "plot"] {
+            let command = bench.find_subcommand_mut(look).unwrap();
+            help[0].push_str(&format!("\n{}", command.render_long_help()));
+        }
         assert_snapshot!(help.join("\n"));
     }
 }

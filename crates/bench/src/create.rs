@@ -1,16 +1,17 @@
 //! `manta bench`: create → exec → destroy. Its flags and its JSON object.
 
-use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
 
 use crate::args::CommonArgs;
 use crate::iteration::{Begin, Lap, Plan};
-use crate::report::report;
-use crate::session::{Measured, exit_status, session};
+use crate::load::{Load, Mode};
+use crate::others::Others;
+use crate::session::{Measured, Session, exit_status, session};
 use crate::summary::Summary;
-use crate::{BenchError, Conditions, EndedEarly, Failure, Percentiles};
+use crate::{BenchError, Conditions, EndedEarly, Failure, Percentiles, score};
 
 const DEFAULT_CMD: &str = r#"echo "benchmark""#;
 const DEFAULT_STDOUT: &str = "benchmark\n";
@@ -26,6 +27,15 @@ pub struct BenchArgs {
     /// The command of `POST /exec`, run by `/bin/sh -lc`. A run counts only if it exits with 0.
     #[arg(long, value_name = "LINE", default_value = DEFAULT_CMD)]
     pub cmd: String,
+    /// When runs are launched. Warm-up runs go one by one in any case.
+    #[arg(long, value_enum, default_value_t)]
+    pub mode: Mode,
+    /// Runs under way at once, at most [default: sequential: 1, else all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub concurrency: Option<u32>,
+    /// Other sandboxes that exist meanwhile and do nothing; made before and destroyed after, untimed.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub live: u32,
 }
 
 /// What one successful iteration took.
@@ -41,6 +51,8 @@ pub struct Sample {
     pub exec_ns: u64,
     /// `POST /destroy`; no part of the TTI.
     pub destroy_ns: u64,
+    /// When `POST /create` was sent, after the first launch of the run.
+    pub started_ns: u64,
 }
 
 /// The result file. The first seven fields are the specified ones and describe TTI.
@@ -67,23 +79,29 @@ pub struct Outcome {
     pub failures: Vec<Failure>,
     /// What went wrong in warm-up iterations, in order.
     pub warmup_failures: Vec<Failure>,
-    /// Raw, in the order they were taken.
+    /// Raw, in the order they were launched.
     pub samples: Vec<Sample>,
     /// Where and when.
     pub conditions: Conditions,
+    /// `--mode`
+    pub mode: Mode,
+    /// Iterations under way at once, at most.
+    pub concurrency: u32,
+    /// From the first launch to the end of the last iteration, failed ones and destroys included. 0 if the
+    /// run ended within the warm-up.
+    pub wall_ns: u64,
+    /// `iterations_success` of `iterations_requested`, 0 to 1.
+    pub success_rate: f64,
+    /// See [`score`](crate::score()); absent if the run ended early.
+    pub score: Option<f64>,
+    /// `--live`
+    pub live: u32,
+    /// What went wrong with those other sandboxes, and which may be left.
+    pub live_failures: Vec<String>,
 }
 
-/// `manta bench`: runs, prints the JSON object on standard output and all else on standard error,
-/// and gives the exit status of [`Outcome::exit_status`], or of the error if there is no outcome.
-///
-/// Starts a runtime of its own and must not be called from within one.
-#[must_use]
-pub fn main(args: BenchArgs) -> ExitCode {
-    report(run(args), Outcome::summary, Outcome::exit_status)
-}
-
-/// Measures. Ctrl-C or SIGTERM ends the run in order: the sandbox under way is destroyed, and the
-/// outcome has what was measured so far. A second one gives that sandbox up.
+/// Measures. Ctrl-C or SIGTERM ends the run in order: the sandboxes under way are destroyed, and
+/// the outcome has what was measured so far. A second one gives these up.
 ///
 /// Each failure is printed on standard error when it happens, with a progress bar if that is a
 /// terminal.
@@ -91,19 +109,49 @@ pub fn main(args: BenchArgs) -> ExitCode {
 /// # Errors
 /// Only before the first iteration: see [`BenchError`].
 pub async fn run(args: BenchArgs) -> Result<Outcome, BenchError> {
+    session(&args.common, async |session| measure(&args, &session).await).await
+}
+
+async fn measure(args: &BenchArgs, session: &Session<'_>) -> Result<Outcome, BenchError> {
     // Of this command alone it is known what it prints.
     let expect_stdout = (args.cmd == DEFAULT_CMD).then(|| DEFAULT_STDOUT.to_owned());
-    let plan = Plan { begin: Begin::Create, cmd: args.cmd, expect_stdout };
-    session(&args.common, async |session| Ok(Outcome::new(session.measure(&plan).await))).await
+    let plan = Plan { begin: Begin::Create, cmd: args.cmd.clone(), expect_stdout };
+    let load = args.load();
+    let most = u64::from(args.live) + u64::from(load.concurrency.min(args.common.iterations));
+    session.warn_if_full(most);
+    let mut others = Others::new(session);
+    let measured = match others.make(args.live).await {
+        Ok(()) => {
+            let measured = session.measure(&plan, load).await;
+            others.look().await;
+            Ok(measured)
+        }
+        Err(error) => Err(error),
+    };
+    let live_failures = others.remove().await;
+    Ok(Outcome { live: args.live, live_failures, ..Outcome::new(measured?, load) })
+}
+
+impl BenchArgs {
+    fn load(&self) -> Load {
+        let all = match self.mode {
+            Mode::Sequential => 1,
+            Mode::Staggered | Mode::Burst => self.common.iterations,
+        };
+        Load { mode: self.mode, concurrency: self.concurrency.unwrap_or(all) }
+    }
 }
 
 impl Outcome {
-    pub(crate) fn new(measured: Measured) -> Self {
+    /// With no other sandboxes.
+    pub(crate) fn new(measured: Measured, load: Load) -> Self {
         let of = |part: fn(&Lap) -> u64| Percentiles::of(measured.laps.iter().map(part));
+        let tti = of(Lap::tti_ns);
+        let success_rate = f64::from(measured.success()) / f64::from(measured.requested);
         Self {
             iterations_requested: measured.requested,
             iterations_success: measured.success(),
-            tti: of(Lap::tti_ns),
+            tti,
             iterations_failed: measured.failed(),
             ended_early: measured.ended_early,
             create: of(|lap| lap.begin_ns),
@@ -113,6 +161,13 @@ impl Outcome {
             failures: measured.failures,
             warmup_failures: measured.warmup_failures,
             conditions: measured.conditions,
+            mode: load.mode,
+            concurrency: load.concurrency,
+            wall_ns: measured.wall_ns,
+            success_rate,
+            score: measured.ended_early.is_none().then(|| score(&tti, success_rate)),
+            live: 0,
+            live_failures: Vec::new(),
         }
     }
 
@@ -135,11 +190,30 @@ impl Outcome {
                 ("exec", self.exec),
                 ("destroy", self.destroy),
             ],
+            more: Some(self.pace()),
             failures: ("failures", &self.failures),
             warmup_failures: &self.warmup_failures,
             ended_early: self.ended_early,
         };
-        summary.to_string()
+        let mut text = summary.to_string();
+        self.live_failures.iter().for_each(|failure| text.push_str(&format!("\nWARNING: {failure}\n")));
+        text
+    }
+
+    /// How it was launched, and what that gave.
+    fn pace(&self) -> String {
+        let mut line = self.mode.to_string();
+        if self.concurrency > 1 {
+            line.push_str(&format!(", at most {} at once", self.concurrency));
+        }
+        if self.live > 0 {
+            line.push_str(&format!(", beside {} others", self.live));
+        }
+        line.push_str(&format!(": {:.2?} in all", Duration::from_nanos(self.wall_ns)));
+        if let Some(score) = self.score {
+            line.push_str(&format!(", score {score:.2} of 100"));
+        }
+        line
     }
 }
 
@@ -151,6 +225,7 @@ impl From<&Lap> for Sample {
             create_ns: lap.begin_ns,
             exec_ns: lap.exec_ns,
             destroy_ns: lap.destroy_ns,
+            started_ns: lap.started_ns,
         }
     }
 }

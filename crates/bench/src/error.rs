@@ -36,7 +36,10 @@ pub enum BenchError {
     /// There is no snapshot to restore.
     #[error("cannot prepare the snapshot")]
     Fixture(#[from] FixtureError),
-    /// Ctrl-C or SIGTERM before the snapshot was made.
+    /// One of the other sandboxes, `--live`, cannot be had.
+    #[error("--live: no sandbox")]
+    Others(#[source] ClientError),
+    /// Ctrl-C or SIGTERM before the loop.
     #[error("interrupted before the first iteration")]
     Interrupted,
 }
@@ -50,7 +53,9 @@ impl BenchError {
                 "start a server with `cargo xtask up` or `manta server`, or name another with --endpoint",
             ),
             Self::Health { .. } => Some("name a Manta server of this version with --endpoint"),
-            Self::Endpoint(_) | Self::Signals(_) | Self::Fixture(_) | Self::Interrupted => None,
+            Self::Endpoint(_) | Self::Signals(_) | Self::Fixture(_) | Self::Others(_) | Self::Interrupted => {
+                None
+            }
         }
     }
 

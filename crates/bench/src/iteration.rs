@@ -1,7 +1,7 @@
 //! One iteration: a sandbox is created or restored → exec → the timer stops → destroy. A sandbox
 //! whose id is known is always asked to go, whatever happened before.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use manta_api::{ExecRequest, ExecResponse, OutputEncoding, SandboxId, SnapshotId};
 use manta_client::Client;
@@ -36,6 +36,8 @@ pub(crate) enum Begin {
 pub(crate) struct Lap {
     /// Which one, from 1.
     pub(crate) iteration: u32,
+    /// When the create or restore was sent, after the first launch of the run.
+    pub(crate) started_ns: u64,
     /// From sending the create or restore to having its answer.
     pub(crate) begin_ns: u64,
     /// From then to having the answer of `POST /exec`.
@@ -59,14 +61,16 @@ pub(crate) async fn iterate(
     client: &Client,
     plan: &Plan,
     iteration: u32,
+    run_began: Instant,
     interrupt: &Interrupt,
 ) -> Result<Option<Lap>, Vec<Failure>> {
     let start = Instant::now();
+    let started_ns = nanoseconds(start - run_began);
     let (stage, begun) = match &plan.begin {
         Begin::Create => (Stage::Create, interrupt.unless(2, client.create()).await),
         Begin::Restore(id) => (Stage::Restore, interrupt.unless(2, client.restore(id)).await),
     };
-    let begin_ns = nanoseconds(start);
+    let begin_ns = nanoseconds(start.elapsed());
     let id = match begun {
         Some(Ok(begun)) => begun.sandbox_id,
         Some(Err(error)) => return Err(vec![Failure::call(iteration, stage, None, &error)]),
@@ -75,7 +79,7 @@ pub(crate) async fn iterate(
 
     let request = shell(&id, &plan.cmd);
     let executed = interrupt.unless(1, client.exec(&request)).await;
-    let tti_ns = nanoseconds(start);
+    let tti_ns = nanoseconds(start.elapsed());
     let mut failures = Vec::new();
     match &executed {
         Some(Ok(answer)) => {
@@ -89,7 +93,7 @@ pub(crate) async fn iterate(
 
     let start = Instant::now();
     let destroyed = interrupt.unless(2, client.destroy(&id)).await;
-    let destroy_ns = nanoseconds(start);
+    let destroy_ns = nanoseconds(start.elapsed());
     match destroyed {
         Some(Ok(_)) => {}
         Some(Err(error)) => failures.push(Failure::call(iteration, Stage::Destroy, Some(&id), &error)),
@@ -100,7 +104,7 @@ pub(crate) async fn iterate(
         return Err(failures);
     }
     let exec_ns = tti_ns - begin_ns;
-    Ok(executed.map(|_| Lap { iteration, begin_ns, exec_ns, destroy_ns }))
+    Ok(executed.map(|_| Lap { iteration, started_ns, begin_ns, exec_ns, destroy_ns }))
 }
 
 /// What is wrong with the answer of an exec, if anything is.
@@ -133,6 +137,6 @@ pub(crate) fn shell(id: &SandboxId, cmd: &str) -> ExecRequest {
     }
 }
 
-fn nanoseconds(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+pub(crate) fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,9 +1,11 @@
 //! The measuring loops of `manta bench` (create → exec → destroy) and `manta bench-restore`
-//! (restore → exec → destroy), one sandbox after another, against a running server. What is measured
-//! and how is docs/benchmark.md. Knows the server only by its HTTP interface.
+//! (restore → exec → destroy) against a running server, and what is made of their results. What is
+//! measured and how is docs/benchmark.md. Knows the server only by its HTTP interface.
 
+mod command;
 mod create;
 pub mod restore;
+pub mod results;
 
 mod args;
 mod conditions;
@@ -11,16 +13,23 @@ mod error;
 mod failure;
 mod interrupt;
 mod iteration;
+mod load;
+mod others;
 mod percentiles;
+mod phase;
 mod progress;
 mod report;
+mod score;
 mod session;
 mod summary;
 
 pub use args::CommonArgs;
+pub use command::{BenchCommand, main};
 pub use conditions::{Client, Conditions, LoadAverage};
-pub use create::{BenchArgs, Outcome, Sample, main, run};
+pub use create::{BenchArgs, Outcome, Sample, run};
 pub use error::BenchError;
 pub use failure::{Failure, Stage};
+pub use load::Mode;
 pub use percentiles::Percentiles;
-pub use session::EndedEarly;
+pub use phase::EndedEarly;
+pub use score::score;

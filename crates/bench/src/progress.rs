@@ -11,15 +11,18 @@ const TEMPLATE: &str = "{msg:8} {wide_bar} {pos}/{len}, {eta} left";
 pub(crate) struct Progress(ProgressBar);
 
 impl Progress {
-    pub(crate) fn new(iterations: u64) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(iterations), ProgressDrawTarget::stderr());
+    pub(crate) fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
         bar.set_style(
             ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar()),
         );
         Self(bar)
     }
 
-    pub(crate) fn phase(&self, phase: &'static str) {
+    /// What is done from here on, and in how many steps.
+    pub(crate) fn phase(&self, phase: &'static str, steps: u32) {
+        self.0.reset();
+        self.0.set_length(steps.into());
         self.0.set_message(phase);
     }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::BenchError;
 use crate::error::chain;
+use crate::results::ResultsError;
 
 /// Runs, prints the outcome, and gives the exit status: `exit_status`'s, or the error's if there is no
 /// outcome.
@@ -38,6 +39,18 @@ pub(crate) fn report<O: Serialize>(
     match written.and_then(|()| writeln!(out)).and_then(|()| out.flush()) {
         Ok(()) => ExitCode::from(exit_status(&outcome)),
         Err(error) => fail("cannot write the result", &error),
+    }
+}
+
+/// Prints a text on standard output, or why there is none on standard error.
+pub(crate) fn show(text: Result<String, ResultsError>) -> ExitCode {
+    match text.map(|text| io::stdout().lock().write_all(text.as_bytes())) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => fail("cannot write", &error),
+        Err(error) => {
+            eprintln!("{}", chain(&error));
+            ExitCode::FAILURE
+        }
     }
 }
 

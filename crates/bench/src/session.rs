@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use manta_api::Health;
 use manta_client::{Client, ClientError};
-use serde::Serialize;
 
 use crate::args::CommonArgs;
 use crate::conditions::load_average;
 use crate::interrupt::{Interrupt, Signals};
-use crate::iteration::{Lap, Plan, iterate};
+use crate::iteration::{Lap, Plan, nanoseconds};
+use crate::load::Load;
+use crate::phase::{EndedEarly, Phase};
 use crate::progress::Progress;
 use crate::{BenchError, Conditions, Failure};
 
@@ -25,16 +26,6 @@ pub(crate) struct Session<'a> {
     server: Health,
 }
 
-/// Why a run stopped before its last iteration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EndedEarly {
-    /// Ctrl-C or SIGTERM.
-    Interrupted,
-    /// Nobody listens at the endpoint any more.
-    ServerUnreachable,
-}
-
 /// What the iterations of a run gave.
 #[derive(Debug)]
 pub(crate) struct Measured {
@@ -42,6 +33,8 @@ pub(crate) struct Measured {
     pub(crate) laps: Vec<Lap>,
     pub(crate) failures: Vec<Failure>,
     pub(crate) warmup_failures: Vec<Failure>,
+    /// From the first launch to the end of the last iteration.
+    pub(crate) wall_ns: u64,
     pub(crate) ended_early: Option<EndedEarly>,
     pub(crate) conditions: Conditions,
 }
@@ -73,7 +66,7 @@ pub(crate) async fn session<T>(
     work: impl AsyncFnOnce(Session<'_>) -> Result<T, BenchError>,
 ) -> Result<T, BenchError> {
     let (signals, interrupt) = Signals::catch().map_err(BenchError::Signals)?;
-    let progress = Progress::new(u64::from(args.warmup) + u64::from(args.iterations));
+    let progress = Progress::new();
     let told = || progress.say("interrupted: what was begun is removed first (once more to leave it behind)");
     let worked = tokio::select! {
         worked = async { work(Session::open(args, &interrupt, &progress).await?).await } => worked,
@@ -106,63 +99,35 @@ impl<'a> Session<'a> {
         Ok(Self { client, interrupt, progress, args, server })
     }
 
-    /// All warm-up iterations, then all measured ones. The first interrupt ends them in order: the sandbox
-    /// under way is destroyed. The second gives that sandbox up.
-    pub(crate) async fn measure(&self, plan: &Plan) -> Measured {
-        let mut conditions = Conditions::now(self.args, &plan.cmd, self.server.clone());
-        let (mut warm_up, mut measured) = (Phase::new("warm-up"), Phase::new("run"));
-        let mut ended_early = warm_up.run(self, plan, self.args.warmup).await;
-        if ended_early.is_none() {
-            ended_early = measured.run(self, plan, self.args.iterations).await;
+    /// Says so if not even `most` sandboxes more find room on the server.
+    pub(crate) fn warn_if_full(&self, most: u64) {
+        let Health { sandboxes, max_sandboxes, .. } = self.server;
+        let room = u64::try_from(max_sandboxes.saturating_sub(sandboxes)).unwrap_or(u64::MAX);
+        if most > room {
+            self.progress.say(&format!(
+                "WARNING: up to {most} sandboxes at once are asked for, and the server has room for {room}"
+            ));
         }
+    }
+
+    /// All warm-up iterations, one by one, then all measured ones, as `load` says. The first interrupt ends
+    /// them in order: the sandboxes under way are destroyed. The second gives these up.
+    pub(crate) async fn measure(&self, plan: &Plan, load: Load) -> Measured {
+        let mut conditions = Conditions::now(self.args, &plan.cmd, self.server.clone());
+        let warm_up = Phase::run(self, "warm-up", plan, self.args.warmup, Load::ONE_BY_ONE).await;
+        // What ended the warm-up leaves nothing to be launched.
+        let iterations = if warm_up.ended_early.is_none() { self.args.iterations } else { 0 };
+        let measured = Phase::run(self, "run", plan, iterations, load).await;
         conditions.client.load_average_end = load_average();
         Measured {
             requested: self.args.iterations,
             laps: measured.laps,
             failures: measured.failures,
             warmup_failures: warm_up.failures,
-            ended_early,
+            wall_ns: nanoseconds(measured.wall),
+            ended_early: warm_up.ended_early.or(measured.ended_early),
             conditions,
         }
-    }
-}
-
-/// Some iterations, and what they gave.
-struct Phase {
-    name: &'static str,
-    laps: Vec<Lap>,
-    failures: Vec<Failure>,
-}
-
-impl Phase {
-    fn new(name: &'static str) -> Self {
-        Self { name, laps: Vec::new(), failures: Vec::new() }
-    }
-
-    async fn run(&mut self, session: &Session<'_>, plan: &Plan, iterations: u32) -> Option<EndedEarly> {
-        let Session { client, interrupt, progress, .. } = session;
-        progress.phase(self.name);
-        for iteration in 1..=iterations {
-            if interrupt.is_set() {
-                return Some(EndedEarly::Interrupted);
-            }
-            match iterate(client, plan, iteration, interrupt).await {
-                Ok(Some(lap)) => self.laps.push(lap),
-                Ok(None) => return Some(EndedEarly::Interrupted),
-                Err(failures) => {
-                    progress.failed(self.name, &failures);
-                    let unreachable = failures.iter().any(|failure| failure.unreachable);
-                    self.failures.extend(failures);
-                    if interrupt.is_set() {
-                        return Some(EndedEarly::Interrupted);
-                    } else if unreachable {
-                        return Some(EndedEarly::ServerUnreachable);
-                    }
-                }
-            }
-            progress.step();
-        }
-        None
     }
 }
 

@@ -14,6 +14,8 @@ pub(crate) struct Summary<'a> {
     pub(crate) failed: u32,
     pub(crate) vmm: &'a VmmInfo,
     pub(crate) rows: &'a [(&'a str, Percentiles)],
+    /// What else there is to say of the run, on a line of its own.
+    pub(crate) more: Option<String>,
     /// With the name the list has in JSON.
     pub(crate) failures: (&'a str, &'a [Failure]),
     pub(crate) warmup_failures: &'a [Failure],
@@ -39,6 +41,9 @@ impl fmt::Display for Summary<'_> {
                 }
             }
             writeln!(f)?;
+        }
+        if let Some(more) = &self.more {
+            writeln!(f, "\n{more}")?;
         }
         self.warnings(f)
     }
@@ -84,6 +89,7 @@ mod tests {
     use super::*;
     use crate::args::CommonArgs;
     use crate::iteration::Lap;
+    use crate::load::{Load, Mode};
     use crate::session::Measured;
     use crate::{Conditions, Outcome, Stage};
 
@@ -124,20 +130,21 @@ mod tests {
             laps,
             failures: Vec::new(),
             warmup_failures: Vec::new(),
+            wall_ns: 2_950_000_000,
             ended_early: None,
             conditions: Conditions::now(&args, "true", health),
         }
     }
 
     fn lap(iteration: u32, begin_ns: u64, exec_ns: u64) -> Lap {
-        Lap { iteration, begin_ns, exec_ns, destroy_ns: 31_000_000 }
+        Lap { iteration, started_ns: 0, begin_ns, exec_ns, destroy_ns: 31_000_000 }
     }
 
     #[test]
     fn durations_are_readable_at_every_scale() {
         let laps =
             vec![lap(1, 812_345_678, 4_500_000), lap(2, 798_000_000, 950_999), lap(3, 1_204_000_000, 0)];
-        let outcome = Outcome::new(Measured { requested: 3, ..measured(laps) });
+        let outcome = Outcome::new(Measured { requested: 3, ..measured(laps) }, Load::ONE_BY_ONE);
         assert_snapshot!(outcome.summary());
     }
 
@@ -145,16 +152,20 @@ mod tests {
     fn what_went_wrong_is_said_loudly() {
         let id = "sb-0123456789abcdef0123".parse().unwrap();
         let failure = |iteration, stage| Failure::new(iteration, stage, Some(&id), "broken".to_owned());
-        let some = Outcome::new(Measured {
+        let some = Measured {
             failures: vec![failure(2, Stage::Exec), failure(2, Stage::Destroy), failure(3, Stage::Exec)],
             ended_early: Some(EndedEarly::Interrupted),
             ..measured(vec![lap(1, 5, 5)])
-        });
-        let none = Outcome::new(Measured {
+        };
+        let none = Measured {
             warmup_failures: vec![Failure::new(1, Stage::Create, None, "broken".to_owned())],
             ended_early: Some(EndedEarly::ServerUnreachable),
             ..measured(Vec::new())
-        });
+        };
+        let load = Load { mode: Mode::Burst, concurrency: 9 };
+        let some =
+            Outcome { live: 4, live_failures: vec!["one died".to_owned()], ..Outcome::new(some, load) };
+        let none = Outcome::new(none, load);
         assert_snapshot!(format!("{}\n{}", some.summary(), none.summary()));
     }
 }

@@ -18,7 +18,7 @@ enum Command {
     /// Serve sandboxes over HTTP until SIGINT or SIGTERM
     Server(Box<manta_server::ServerArgs>),
     /// Measure the time from creating a sandbox to the output of its first command
-    Bench(manta_bench::BenchArgs),
+    Bench(manta_bench::BenchCommand),
     /// Measure the time from restoring a snapshot to the output of the first command
     BenchRestore(manta_bench::restore::RestoreArgs),
     /// Build the guest's kernel and root file system

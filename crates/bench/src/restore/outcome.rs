@@ -120,6 +120,7 @@ impl RestoreOutcome {
                 ("exec", self.exec),
                 ("destroy", self.destroy),
             ],
+            more: None,
             failures: ("failure_details", &self.failure_details),
             warmup_failures: &self.warmup_failures,
             ended_early: self.ended_early,

@@ -6,6 +6,7 @@ use super::fixture::Belongings;
 use super::{RestoreArgs, RestoreOutcome};
 use crate::BenchError;
 use crate::iteration::{Begin, Plan};
+use crate::load::Load;
 use crate::report::report;
 use crate::session::{Session, session};
 
@@ -25,7 +26,7 @@ pub async fn run(args: RestoreArgs) -> Result<RestoreOutcome, BenchError> {
 }
 
 async fn measure(args: &RestoreArgs, session: &Session<'_>) -> Result<RestoreOutcome, BenchError> {
-    session.progress.phase("fixture");
+    session.progress.phase("fixture", 0);
     let mut belongings = Belongings::new(session);
     let measured = match belongings.make(args).await {
         Ok(fixture) => {
@@ -35,11 +36,11 @@ async fn measure(args: &RestoreArgs, session: &Session<'_>) -> Result<RestoreOut
                 cmd: args.sanity_cmd.clone(),
                 expect_stdout: (!expected.is_empty()).then(|| expected.to_owned()),
             };
-            Ok((fixture, session.measure(&plan).await))
+            Ok((fixture, session.measure(&plan, Load::ONE_BY_ONE).await))
         }
         Err(error) => Err(error),
     };
-    session.progress.phase("removal");
+    session.progress.phase("removal", 0);
     let removal = belongings.remove().await;
     for left in &removal.failures {
         session.progress.say(&format!("WARNING: {left}"));

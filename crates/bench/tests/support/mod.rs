@@ -17,11 +17,12 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use manta_api::{SandboxId, SnapshotId};
 use manta_bench::restore::RestoreArgs;
-use manta_bench::{BenchArgs, CommonArgs};
+use manta_bench::{BenchArgs, CommonArgs, Mode};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 const MUTATION: &str = "mkdir -p /opt/manta && printf restored-ok > /opt/manta/state.txt";
@@ -39,6 +40,8 @@ pub(crate) enum Answer {
     Interrupt,
     /// What it is asked, and it is that much work.
     Slow(Duration),
+    /// What it is asked, once the route was called that often.
+    Together(usize),
     /// Nothing, ever.
     Hang,
     /// What it is asked, for the last time: closes the connection and takes no other.
@@ -54,6 +57,8 @@ struct Record {
     alive: BTreeMap<String, Sandbox>,
     snapshots: BTreeMap<String, Snapshot>,
     created: u8,
+    /// Sandboxes that were alive at once, at most.
+    most: usize,
     listener: Option<JoinHandle<()>>,
 }
 
@@ -75,6 +80,7 @@ impl Record {
         self.created += 1;
         let id = SandboxId::from_random([self.created; 10]).to_string();
         self.alive.insert(id.clone(), sandbox);
+        self.most = self.most.max(self.alive.len());
         (200, json!({"sandbox_id": id}))
     }
 }
@@ -84,13 +90,15 @@ pub(crate) struct Server {
     pub(crate) endpoint: String,
     script: Script,
     record: Arc<Mutex<Record>>,
+    /// Changes with every call.
+    called: watch::Sender<()>,
 }
 
 impl Server {
     pub(crate) async fn start(script: Script) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let server = Self { endpoint, script, record: Arc::default() };
+        let server = Self { endpoint, script, record: Arc::default(), called: watch::channel(()).0 };
         let router = Router::new()
             .route("/healthz", get(health))
             .route("/create", post(create))
@@ -109,7 +117,13 @@ impl Server {
 
     /// The flags for it, quick ones.
     pub(crate) fn args(&self, iterations: u32, warmup: u32) -> BenchArgs {
-        BenchArgs { common: self.common(iterations, warmup), cmd: r#"echo "benchmark""#.to_owned() }
+        BenchArgs {
+            common: self.common(iterations, warmup),
+            cmd: r#"echo "benchmark""#.to_owned(),
+            mode: Mode::Sequential,
+            concurrency: None,
+            live: 0,
+        }
     }
 
     /// The same for restores, with the default commands.
@@ -137,6 +151,15 @@ impl Server {
         self.record.lock().unwrap().alive.keys().cloned().collect()
     }
 
+    /// Sandboxes that were alive at once, at most.
+    pub(crate) fn most(&self) -> usize {
+        self.record.lock().unwrap().most
+    }
+
+    fn count(&self, route: &str) -> usize {
+        self.record.lock().unwrap().calls.iter().filter(|call| *call == route).count()
+    }
+
     /// Snapshots that were made and not deleted.
     pub(crate) fn snapshots(&self) -> Vec<String> {
         self.record.lock().unwrap().snapshots.keys().cloned().collect()
@@ -148,8 +171,14 @@ impl Server {
             record.calls.push(route.to_owned());
             record.calls.iter().filter(|call| *call == route).count()
         };
+        self.called.send_replace(());
         let answer = (self.script)(route, n);
         let (status, body) = match answer {
+            Answer::Together(times) => {
+                let mut called = self.called.subscribe();
+                called.wait_for(|()| self.count(route) >= times).await.unwrap();
+                act(&mut self.record.lock().unwrap())
+            }
             Answer::Hang => std::future::pending().await,
             Answer::Slow(work) => {
                 tokio::time::sleep(work).await;
