@@ -27,7 +27,7 @@ pub struct EngineConfig {
     pub mem_mib: u32,
     /// Size of a guest's own disk, MiB; sparse on the host.
     pub disk_mib: u32,
-    /// How a guest's disk is cloned from the empty one.
+    /// How a guest's disk is cloned from the empty one or from a snapshot's.
     pub clone_mode: CloneMode,
     /// Interface through which guests reach the internet; none: they reach nothing.
     pub egress: Option<String>,

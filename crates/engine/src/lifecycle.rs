@@ -9,7 +9,7 @@
 //!   Stopped              Failed ────────────────────────────┘
 //! ```
 //!
-//! - Creating → Running: the agent answered and configured the guest's network.
+//! - Creating → Running: the agent answered and has adopted the guest.
 //! - Creating → Stopped: it did not; the creator gets the error, nothing is left.
 //! - Running → Failed: the microVM ended on its own. What it used on the host is released at once;
 //!   the entry stays, with the reason, until it is destroyed.

@@ -46,7 +46,7 @@ pub(crate) enum Death {
 pub(crate) enum Start {
     /// An empty machine.
     Boot,
-    /// A snapshot; its files are checked again.
+    /// A snapshot whose files were checked.
     Restore(Arc<Stored>),
 }
 

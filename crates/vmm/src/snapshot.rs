@@ -68,15 +68,14 @@ pub(crate) fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// Makes a file read-only and readable for VMMs, and waits until it is on the medium: not for a pause.
+/// Makes a file read-only, and readable for VMMs.
 ///
 /// # Errors
 /// [`VmmError::Save`].
 pub(crate) fn finish(path: &Path) -> Result<(), VmmError> {
     let finish = || {
         let file = open_regular(path)?;
-        file.set_permissions(Permissions::from_mode(0o444))?;
-        file.sync_all()
+        file.set_permissions(Permissions::from_mode(0o444))
     };
     finish().map_err(save(path))
 }

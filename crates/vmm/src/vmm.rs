@@ -158,9 +158,10 @@ pub trait MicroVm: Send + Sync + fmt::Debug {
     async fn start(&self) -> Result<(), VmmError>;
 
     /// Saves the running VM to `files`, which must not exist, in a directory on the file system of the VM's own;
-    /// they are read-only then. The guest is paused meanwhile, as shortly as can be: what can be copied before
-    /// is; `while_paused` runs when its disk is at rest, to clone it. Says how long the pause was. Connections
-    /// to the agent must be closed: on some VMMs they break.
+    /// they are read-only then, and not yet flushed to the medium, for which the agent need not be kept waiting.
+    /// The guest is paused meanwhile, as shortly as can be: what can be copied before is; `while_paused` runs when
+    /// its disk is at rest, to clone it. Says how long the pause was. Connections to the agent must be closed: on
+    /// some VMMs they break.
     ///
     /// Whatever fails, the guest runs on if it can, and parts of `files` may be left. Every step
     /// has a deadline; `while_paused` is dropped after two minutes, and what it left running elsewhere finds the

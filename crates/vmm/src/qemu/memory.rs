@@ -159,12 +159,12 @@ mod tests {
 
     #[test]
     fn a_mapping_is_found_by_its_inode_and_length() {
-        let line = "7f0000000000-7f0010000000 rw-p 00000000 fe:00 1234    /work/a b (deleted)";
+        let line = "7f0000000000-7f0010000000 rw-p 00000000 fe:00 1234    /vm/a b (deleted)";
         assert_eq!(private_mapping(line), Some((0x7f00_0000_0000, 256 << 20, 1234)));
         for other in [
             "7f0000000000-7f0010000000 rw-s 00000000 00:01 1234 /memfd:guest-memory (deleted)",
-            "7f0000000000-7f0010000000 rw-p 00001000 fe:00 1234 /work/a",
-            "7f0010000000-7f0000000000 rw-p 00000000 fe:00 1234 /work/a",
+            "7f0000000000-7f0010000000 rw-p 00001000 fe:00 1234 /vm/a",
+            "7f0010000000-7f0000000000 rw-p 00000000 fe:00 1234 /vm/a",
             "7f0000000000-7f0010000000 rw-p",
             "",
         ] {
