@@ -86,8 +86,11 @@ fn a_guest_cannot_pretend_to_be_somebody_else() {
     let host = Host::enter();
     let server = Server::start();
     let id = server.create();
+    // The guest knows its gateway by then: else it would look for it under the wrong address, send nothing, and go
+    // on failing for a moment after it has the right one back.
     let spoofed = format!(
-        "ip addr add 198.51.100.99/32 dev eth0; curl -sS --max-time 3 --interface 198.51.100.99 {}",
+        "ping -c 1 -W 1 172.16.0.1; ip addr add 198.51.100.99/32 dev eth0; \
+         curl -sS --max-time 3 --interface 198.51.100.99 {}",
         host.url(INTERNET)
     );
     assert_ne!(server.sh(&id, &spoofed)["exit_code"], 0);
