@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use fake_firecracker::{
     CHANGED_PAGE, FIRST_PAGE, Fake, MEMORY, Trouble, accept_connect, failing_program, grant, program,
+    program_of_version,
 };
 use ground::Ground;
 use manta_vmm::{ApiError, MicroVm, Origin, SnapshotFiles, VmmError, firecracker};
@@ -39,7 +40,6 @@ async fn spawn_from(ground: &Ground, program: &Path, origin: &Origin) -> Result<
     let kernel = ground.file("vmlinux", b"kernel");
     let initramfs = ground.file("initramfs", b"initramfs");
     let vmm = firecracker(program).unwrap();
-    assert_eq!(vmm.info().version, "1.12.1");
     within(vmm.spawn(ground.place(), &ground.spec(&kernel, &initramfs), origin)).await
 }
 
@@ -360,6 +360,43 @@ async fn death_during_a_snapshot_is_reported_at_once() {
         assert_nothing_left(&ground);
         ground.finish();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_rests_unless_it_could_not_be_reached_afterwards() {
+    for (version, rests) in [("1.12.1", true), ("1.16.1", false)] {
+        let ground = Ground::new();
+        let (fake, _vsock) = Fake::serve(&ground.vm_dir(), Trouble::None);
+        let vm = spawn(&ground, &program_of_version(&ground, version)).await.unwrap();
+        vm.start().await.unwrap();
+        within(vm.rest()).await.unwrap();
+        within(vm.wake()).await.unwrap();
+        let expected = if rests {
+            ["PATCH /vm Paused", "PATCH /vm Resumed"]
+        } else {
+            ["PUT /entropy ", "PUT /actions "]
+        };
+        assert_eq!(last_requests(&fake, 2), expected, "{version}");
+        vm.kill().await.unwrap();
+        for end in [vm.rest().await, vm.wake().await] {
+            assert!(!rests || matches!(end, Err(VmmError::Ended(_))), "{end:?}");
+        }
+        ground.finish();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn death_on_waking_is_reported_at_once() {
+    let ground = Ground::new();
+    let (_fake, _vsock) = Fake::serve(&ground.vm_dir(), Trouble::Death("Resumed"));
+    let vm = spawn(&ground, &program(&ground)).await.unwrap();
+    vm.start().await.unwrap();
+    within(vm.rest()).await.unwrap();
+    let start = Instant::now();
+    let error = within(vm.wake()).await.unwrap_err();
+    assert!(matches!(&error, VmmError::Ended(exit) if exit.status.contains("SIGKILL")), "{error:?}");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    ground.finish();
 }
 
 #[tokio::test(flavor = "multi_thread")]

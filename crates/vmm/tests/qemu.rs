@@ -5,6 +5,8 @@
 mod ground;
 #[path = "support/guest.rs"]
 mod guest;
+#[path = "qemu/rest.rs"]
+mod rest;
 #[path = "qemu/snapshots.rs"]
 mod snapshots;
 

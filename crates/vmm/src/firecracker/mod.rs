@@ -152,6 +152,7 @@ impl Vmm for Firecracker {
             vsock,
             owner,
             start,
+            can_rest: can_rest(&self.info.version),
             memory_len,
             tracks_changes,
             base: Mutex::new(base.map(File::from)),
@@ -163,6 +164,12 @@ impl Vmm for Firecracker {
 /// places (its pull request 5705).
 fn can_track(version: &str, mem_mib: u32) -> bool {
     mem_mib <= ONE_PART_MIB || !version.starts_with("1.14.")
+}
+
+/// Whether a guest can be paused without being saved. In these two the host's vsock connections hang afterwards
+/// (Firecracker's pull requests 6100 and 6182).
+fn can_rest(version: &str) -> bool {
+    !matches!(version, "1.16.0" | "1.16.1")
 }
 
 /// The name Firecracker gives itself in its messages: the directory's, as far as its rules allow (1 to 64
@@ -183,6 +190,14 @@ mod tests {
         assert!(can_track("1.14.1", 3072));
         assert!(!can_track("1.14.1", 3073));
         assert!(can_track("1.15.0", 4096));
+    }
+
+    #[test]
+    fn guests_rest_except_where_they_would_not_be_reached_again() {
+        assert!(can_rest("1.15.1"));
+        assert!(!can_rest("1.16.0"));
+        assert!(!can_rest("1.16.1"));
+        assert!(can_rest("1.16.2"));
     }
 
     #[test]

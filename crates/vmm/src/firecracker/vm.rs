@@ -30,6 +30,8 @@ pub(super) struct FirecrackerVm {
     pub(super) owner: (u32, u32),
     /// What lets the guest run.
     pub(super) start: Vec<Request>,
+    /// Whether its host reaches the guest after a pause that was not for a snapshot.
+    pub(super) can_rest: bool,
     /// Of the guest, bytes.
     pub(super) memory_len: u64,
     /// Whether Firecracker notes which pages change.
@@ -131,6 +133,20 @@ impl MicroVm for FirecrackerVm {
 
     async fn start(&self) -> Result<(), VmmError> {
         self.alive(self.send(&self.start)).await
+    }
+
+    async fn rest(&self) -> Result<(), VmmError> {
+        if !self.can_rest {
+            return Ok(());
+        }
+        self.alive(self.send(&[pause()])).await
+    }
+
+    async fn wake(&self) -> Result<(), VmmError> {
+        if !self.can_rest {
+            return Ok(());
+        }
+        self.alive(self.send(&[resume(self.memory_len)])).await
     }
 
     async fn snapshot(

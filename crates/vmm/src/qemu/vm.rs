@@ -106,6 +106,14 @@ impl MicroVm for QemuVm {
         self.command("cont", json!({})).await
     }
 
+    async fn rest(&self) -> Result<(), VmmError> {
+        self.command("stop", json!({})).await
+    }
+
+    async fn wake(&self) -> Result<(), VmmError> {
+        self.command("cont", json!({})).await
+    }
+
     async fn snapshot(
         &self,
         files: &SnapshotFiles,

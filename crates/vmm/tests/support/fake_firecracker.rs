@@ -47,11 +47,17 @@ pub(crate) const CHANGED_PAGE: (&[u8], u64) = (&[0xbb; 4096], 8192);
 /// Writes the program. It prints how it was called, lets its sockets appear, and waits to be killed. It has no
 /// children, which could outlive it.
 pub(crate) fn program(ground: &Ground) -> PathBuf {
-    let script = "#!/bin/sh\n\
-        [ \"$1\" = --version ] && { echo 'Firecracker v1.12.1'; exit; }\n\
+    program_of_version(ground, "1.12.1")
+}
+
+pub(crate) fn program_of_version(ground: &Ground, version: &str) -> PathBuf {
+    let script = format!(
+        "#!/bin/sh\n\
+        [ \"$1\" = --version ] && {{ echo 'Firecracker v{version}'; exit; }}\n\
         echo \"fake firecracker $*\"\n\
-        echo > started && exec sleep 600\n";
-    script_program(ground, script)
+        echo > started && exec sleep 600\n"
+    );
+    script_program(ground, &script)
 }
 
 /// A program that ends at once.
