@@ -56,6 +56,8 @@ pub enum ErrorCode {
     UnsupportedMediaType,
     /// 503 with `Retry-After`: no room for another sandbox.
     HostFull,
+    /// 503 with `Retry-After`: others wait to have a microVM started, too, and this one's turn did not come in time.
+    Overloaded,
     /// 503 with `Retry-After`: too many commands run in the sandbox.
     SandboxBusy,
     /// 503 with `Retry-After`: the server is going down.
@@ -93,7 +95,7 @@ impl ErrorCode {
             Self::UnsupportedMediaType => 415,
             Self::Internal => 500,
             Self::BootFailed | Self::GuestGone | Self::SnapshotFailed => 502,
-            Self::HostFull | Self::SandboxBusy | Self::ShuttingDown => 503,
+            Self::HostFull | Self::Overloaded | Self::SandboxBusy | Self::ShuttingDown => 503,
             Self::GuestTimeout | Self::ExecTimeout => 504,
             Self::SnapshotStorageFull => 507,
         }

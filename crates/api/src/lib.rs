@@ -12,7 +12,7 @@ pub use sandbox::{
     CreateRequest, CreateResponse, DestroyRequest, DestroyResponse, DestroyStatus, ExecRequest, ExecResponse,
     OutputEncoding, SandboxInfo, SandboxList, SandboxState,
 };
-pub use server::{Health, HealthStatus, HostConditions, VmmInfo};
+pub use server::{Health, HealthStatus, HostConditions, PoolInfo, Pools, VmmInfo};
 pub use snapshot::{
     SnapshotBytes, SnapshotCreateRequest, SnapshotCreateResponse, SnapshotDeleteRequest,
     SnapshotDeleteResponse, SnapshotDeleteStatus, SnapshotInfo, SnapshotList, SnapshotRestoreRequest,

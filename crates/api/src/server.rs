@@ -20,6 +20,9 @@ pub struct Health {
     pub sandboxes: usize,
     /// How many may exist.
     pub max_sandboxes: usize,
+    /// What waits for those who come; absent from older servers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pools: Option<Pools>,
     /// The machine, for whoever records a measurement.
     pub host: HostConditions,
     /// The settings in force, by the names of their environment variables.
@@ -34,6 +37,33 @@ pub enum HealthStatus {
     Ok,
     /// It serves, with something missing.
     Degraded,
+}
+
+/// What is made ahead of time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Pools {
+    /// Whole sandboxes: restored, exercised, at rest. A create that claims one is a hit.
+    pub warm: PoolInfo,
+    /// VMM processes that wait to load the golden snapshot, for creates that find no warm sandbox.
+    pub vmms: PoolInfo,
+    /// Network slots.
+    pub slots: PoolInfo,
+}
+
+/// One pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PoolInfo {
+    /// What waits now.
+    pub depth: usize,
+    /// What should.
+    pub target: usize,
+    /// Claims that found something, since the server's start.
+    pub hits: u64,
+    /// Claims that did not.
+    pub misses: u64,
+    /// Median time to make one, of the last 64, milliseconds; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refill_ms_p50: Option<u64>,
 }
 
 /// Which VMM, and how it runs guests.

@@ -165,6 +165,7 @@ fn codes_and_their_statuses_are_stable() {
         ("body_too_large", 413),
         ("unsupported_media_type", 415),
         ("host_full", 503),
+        ("overloaded", 503),
         ("sandbox_busy", 503),
         ("shutting_down", 503),
         ("boot_failed", 502),

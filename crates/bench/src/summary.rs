@@ -122,6 +122,7 @@ mod tests {
             vmm,
             sandboxes: 0,
             max_sandboxes: 1,
+            pools: None,
             host,
             settings: Default::default(),
         };

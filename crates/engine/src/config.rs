@@ -43,6 +43,14 @@ pub struct EngineConfig {
     pub max_snapshot_bytes: u64,
     /// VMM processes kept waiting for the golden snapshot.
     pub vmm_pool_size: usize,
+    /// Sandboxes kept waiting to be claimed.
+    pub warm_pool_size: usize,
+    /// None of them waits longer than this.
+    pub warm_max_age: Duration,
+    /// MicroVMs started at once.
+    pub start_width: usize,
+    /// Longest that a request waits for its turn to start one.
+    pub queue_timeout: Duration,
     /// Most sandboxes at once.
     pub max_sandboxes: usize,
     /// vsock port of the agent.

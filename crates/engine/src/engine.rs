@@ -1,19 +1,19 @@
 //! The way in: a table of sandboxes and what they share.
 
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use manta_api::{SandboxId, SandboxInfo, SandboxState, SnapshotId, SnapshotInfo};
 use manta_host::disk::{CloneMode, reflink_supported};
 use manta_host::lock::{ServerLock, WorkDirLock};
 use manta_host::net::{GUEST, HostNetwork};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::admission::Admission;
 use crate::agent::ExecOutput;
 use crate::artifacts::Artifacts;
 use crate::config::EngineConfig;
@@ -22,7 +22,7 @@ use crate::dirs::{self, make_dir, sandboxes};
 use crate::error::{EngineError, StartError};
 use crate::exec::ExecSpec;
 use crate::fingerprint;
-use crate::prepared::{Prepared, PreparedVms};
+use crate::pool::{Foreground, Member, PoolStatus, PreparedVms, WarmPool};
 use crate::resources::{Resources, Start};
 use crate::sandbox::Handle;
 use crate::shared::{Shared, random};
@@ -30,36 +30,36 @@ use crate::slots::Slots;
 use crate::snapshots::{Limits, Order, SnapshotName, Store, StoreError, Stored, blocking, golden};
 use crate::sweep::sweep;
 use crate::table::Table;
+use crate::template::Template;
 
 /// Longest a shutdown waits for sandboxes to go.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
-/// Restores of the golden snapshot that may fail in a row before it is given up.
-const GOLDEN_FAILURES: u32 = 3;
 
 /// Makes, lists, uses and destroys sandboxes.
 #[derive(Debug)]
 pub struct Engine {
     shared: Shared,
     table: Arc<Table>,
-    capacity: Arc<Semaphore>,
+    admission: Arc<Admission>,
+    foreground: Arc<Foreground>,
     snapshots: Store,
     templates: Store,
-    golden: Mutex<Golden>,
-    /// Restores of it that failed, since the last that succeeded.
-    golden_failures: AtomicU32,
+    template: Template,
     prepared: Arc<PreparedVms>,
+    warm: Arc<WarmPool>,
     degraded: Vec<String>,
     _locks: (ServerLock, WorkDirLock),
 }
 
-/// What new sandboxes begin with.
-#[derive(Debug)]
-enum Golden {
-    /// None, or none yet.
-    Missing,
-    Ready(Arc<Stored>),
-    /// None, for this reason.
-    Failed(String),
+/// What waits for those who come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pools {
+    /// Whole sandboxes.
+    pub warm: PoolStatus,
+    /// VMM processes.
+    pub vmms: PoolStatus,
+    /// Network slots.
+    pub slots: PoolStatus,
 }
 
 /// What a shutdown left undone.
@@ -113,7 +113,9 @@ impl Engine {
         degraded.iter().for_each(|what| warn!("degraded: {what}"));
 
         let slots = Slots::new(Arc::new(host), confinement.clone(), config.netns_pool_size);
-        let capacity = Arc::new(Semaphore::new(config.max_sandboxes));
+        let stop = CancellationToken::new();
+        let (places, width, patience) = (config.max_sandboxes, config.start_width, config.queue_timeout);
+        let admission = Arc::new(Admission::new(places, width, patience, stop.clone()));
         let shared = Shared {
             config: Arc::new(config),
             artifacts: Arc::new(artifacts),
@@ -121,20 +123,25 @@ impl Engine {
             confinement,
             slots: slots.clone(),
             tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
+            stop,
         };
         shared.tasks.spawn(slots.keep_full(shared.stop.clone()));
         let prepared = PreparedVms::new(shared.config.vmm_pool_size);
         shared.tasks.spawn(prepared.clone().keep_full(shared.clone()));
+        let foreground = Arc::<Foreground>::default();
+        let (target, max_age) = (shared.config.warm_pool_size, shared.config.warm_max_age);
+        let warm = WarmPool::new(target, max_age, foreground.clone(), admission.clone());
+        shared.tasks.spawn(warm.clone().keep_full(shared.clone()));
         Ok(Self {
             shared,
             table: Arc::default(),
-            capacity,
+            admission,
+            foreground,
             snapshots,
             templates,
-            golden: Mutex::new(Golden::Missing),
-            golden_failures: AtomicU32::new(0),
+            template: Template::default(),
             prepared,
+            warm,
             degraded,
             _locks: (server_lock, work_dir_lock),
         })
@@ -146,24 +153,24 @@ impl Engine {
         if !self.shared.config.golden_snapshot {
             return;
         }
-        let golden = match self.find_or_make_golden().await {
+        match self.find_or_make_golden().await {
             Ok(stored) => {
                 self.prepared.set(Some(stored.clone()));
-                Golden::Ready(stored)
+                self.warm.set_golden(Some(stored.clone()));
+                self.template.set(stored);
             }
             Err(error) => {
                 warn!(%error, "no golden snapshot: every sandbox boots");
-                Golden::Failed(error.to_string())
+                self.template.give_up(error.to_string());
             }
-        };
-        *self.golden() = golden;
+        }
     }
 
     async fn find_or_make_golden(&self) -> Result<Arc<Stored>, EngineError> {
         let (templates, machine) = (self.templates.clone(), self.shared.machine.clone());
         if let Some(stored) = blocking(move || templates.golden(&machine)).await? {
             // Its memory is too large to be hashed, so it is tried.
-            match self.begin(Start::Restore(stored.clone()), self.admit()?).await {
+            match self.begin(Start::Restore(stored.clone())).await {
                 Ok(id) => {
                     info!(snapshot_id = %stored.manifest.id, "golden snapshot found");
                     self.destroy(&id).await?;
@@ -178,7 +185,7 @@ impl Engine {
             }
         }
         info!("making the golden snapshot");
-        let id = self.begin(Start::Boot, self.admit()?).await?;
+        let id = self.begin(Start::Boot).await?;
         let made = golden::make(&self.handle(&id)?, self.templates.clone()).await;
         self.destroy(&id).await?;
         made
@@ -187,40 +194,35 @@ impl Engine {
     /// No more of it: every sandbox boots.
     fn give_up_golden(&self, reason: String) {
         warn!(reason, "the golden snapshot is of no use any more: every sandbox boots");
-        *self.golden() = Golden::Failed(reason);
+        self.template.give_up(reason);
         self.prepared.set(None);
+        self.warm.set_golden(None);
     }
 
     /// A new sandbox, ready for commands. Dropping this takes apart what was begun.
     ///
     /// # Errors
-    /// [`EngineError::HostFull`], [`EngineError::ShuttingDown`], [`EngineError::BootFailed`] or
-    /// [`EngineError::Host`]; nothing is left of it then.
+    /// [`EngineError::HostFull`], [`EngineError::Overloaded`], [`EngineError::ShuttingDown`],
+    /// [`EngineError::BootFailed`] or [`EngineError::Host`]; nothing is left of it then.
     pub async fn create(&self) -> Result<SandboxId, EngineError> {
-        let permit = self.admit()?;
-        let golden = match &*self.golden() {
-            Golden::Ready(stored) => Some(stored.clone()),
-            _ => None,
-        };
-        let Some(golden) = golden else { return self.begin(Start::Boot, permit).await };
+        let _busy = self.foreground.enter();
+        let Some(golden) = self.template.current() else { return self.begin(Start::Boot).await };
+        if let Some(id) = self.claim(&golden, true).await? {
+            return Ok(id);
+        }
         let checked = golden.clone();
         if let Err(error) = blocking(move || checked.check()).await {
             self.give_up_golden(error.to_string());
-            return self.begin(Start::Boot, permit).await;
+            return self.begin(Start::Boot).await;
         }
-        let start = Start::Restore(golden.clone());
-        let outcome = match self.prepared.claim(&golden, &self.shared).await {
-            None => self.begin(start, permit).await,
-            Some(Prepared { id, resources, .. }) => self.begin_with(id, start, resources, permit).await,
+        let outcome = self.begin(Start::Restore(golden)).await;
+        let judged = match &outcome {
+            Ok(_) => self.template.restored(true),
+            Err(EngineError::BootFailed { .. }) => self.template.restored(false),
+            Err(_) => None,
         };
-        match &outcome {
-            Ok(_) => self.golden_failures.store(0, Ordering::Relaxed),
-            Err(EngineError::BootFailed { .. }) => {
-                if self.golden_failures.fetch_add(1, Ordering::Relaxed) + 1 >= GOLDEN_FAILURES {
-                    self.give_up_golden(format!("{GOLDEN_FAILURES} restores in a row failed"));
-                }
-            }
-            Err(_) => {}
+        if let Some(reason) = judged {
+            self.give_up_golden(reason);
         }
         outcome
     }
@@ -231,8 +233,12 @@ impl Engine {
     /// As [`Self::create`], and [`EngineError::SnapshotNotFound`], [`EngineError::SnapshotIncompatible`] or
     /// [`EngineError::SnapshotDamaged`].
     pub async fn restore(&self, id: &SnapshotId) -> Result<SandboxId, EngineError> {
-        let permit = self.admit()?;
-        let restored = self.begin(Start::Restore(self.stored(id).await?), permit).await;
+        let _busy = self.foreground.enter();
+        let stored = self.stored(id).await?;
+        if let Some(id) = self.claim(&stored, false).await? {
+            return Ok(id);
+        }
+        let restored = self.begin(Start::Restore(stored)).await;
         if restored.is_err() {
             // When it was deleted meanwhile, that is the reason.
             self.stored(id).await?;
@@ -246,34 +252,42 @@ impl Engine {
         blocking(move || snapshots.get(&id, &machine)).await
     }
 
-    /// A place among all sandboxes.
-    fn admit(&self) -> Result<OwnedSemaphorePermit, EngineError> {
-        if self.shared.stop.is_cancelled() {
-            return Err(EngineError::ShuttingDown);
+    /// One that waited for this snapshot, if there is one that still answers.
+    async fn claim(&self, of: &Arc<Stored>, is_golden: bool) -> Result<Option<SandboxId>, EngineError> {
+        let place = self.admission.place()?;
+        let Some(Member { id, resources, .. }) = self.warm.claim(of, is_golden, &self.shared).await else {
+            return Ok(None);
+        };
+        match self.bring_up(id, Start::Restore(of.clone()), resources, place).await {
+            Ok(id) => Ok(Some(id)),
+            Err(error @ EngineError::BootFailed { .. }) => {
+                warn!(%error, "a sandbox that waited is of no use; another is made");
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
-        let limit = self.shared.config.max_sandboxes;
-        self.capacity.clone().try_acquire_owned().map_err(|_| EngineError::HostFull { limit })
     }
 
-    async fn begin(&self, start: Start, permit: OwnedSemaphorePermit) -> Result<SandboxId, EngineError> {
-        self.begin_with(SandboxId::from_random(random()?), start, Resources::default(), permit).await
-    }
-
-    /// Brings up a sandbox. When the VMM of a restored one dies on the way, which one that waited may have done
-    /// already, it is tried once more: nothing was handed out.
-    async fn begin_with(
-        &self,
-        id: SandboxId,
-        start: Start,
-        resources: Resources,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<SandboxId, EngineError> {
+    /// Brings up a sandbox when it is its turn. When the VMM of a restored one dies on the way, which one that
+    /// waited may have done already, it is tried once more: nothing was handed out.
+    async fn begin(&self, start: Start) -> Result<SandboxId, EngineError> {
+        let place = self.admission.place()?;
+        self.warm.places_changed();
+        let _turn = self.admission.turn().await?;
+        let prepared = match &start {
+            Start::Restore(of) => self.prepared.claim(of, &self.shared).await,
+            Start::Boot => None,
+        };
+        let (id, resources) = match prepared {
+            Some(Member { id, resources, .. }) => (id, resources),
+            None => (SandboxId::from_random(random()?), Resources::default()),
+        };
         let is_restore = matches!(start, Start::Restore(_));
-        match self.bring_up(id, start.clone(), resources, permit).await {
+        match self.bring_up(id, start.clone(), resources, place).await {
             Err(error @ EngineError::BootFailed { ended: true, .. }) if is_restore => {
                 warn!(%error, "the microVM of a new sandbox died; another is made");
                 let id = SandboxId::from_random(random()?);
-                self.bring_up(id, start, Resources::default(), self.admit()?).await
+                self.bring_up(id, start, Resources::default(), self.admission.place()?).await
             }
             outcome => outcome,
         }
@@ -345,7 +359,10 @@ impl Engine {
     /// [`EngineError::SnapshotNotFound`] or [`EngineError::Host`].
     pub async fn delete_snapshot(&self, id: &SnapshotId) -> Result<(), EngineError> {
         let (snapshots, id) = (self.snapshots.clone(), id.clone());
-        blocking(move || snapshots.delete(&id)).await
+        let deleted = id.clone();
+        blocking(move || snapshots.delete(&deleted)).await?;
+        self.warm.forget(&id);
+        Ok(())
     }
 
     /// Runs a command in a sandbox. Dropping this kills it.
@@ -358,7 +375,10 @@ impl Engine {
             return Err(EngineError::BadRequest(format!("timeout_ms must be 1 to {}", max.as_millis())));
         }
         let handle = self.handle(id)?;
-        handle.exec(spec).await
+        self.foreground.touch();
+        let outcome = handle.exec(spec).await;
+        self.foreground.touch();
+        outcome
     }
 
     /// Destroys a sandbox; completes when all it used is gone. Idempotent.
@@ -368,6 +388,7 @@ impl Engine {
     pub async fn destroy(&self, id: &SandboxId) -> Result<(), EngineError> {
         match self.handle(id) {
             Ok(handle) => {
+                let _busy = self.foreground.enter();
                 handle.destroy().await;
                 Ok(())
             }
@@ -385,13 +406,13 @@ impl Engine {
     /// What is not as it should be, and what to do about it.
     #[must_use]
     pub fn degraded(&self) -> Vec<String> {
-        let golden = match &*self.golden() {
-            Golden::Failed(reason) => Some(format!(
-                "no golden snapshot, so every sandbox boots, in seconds: {reason}; restart the server to try again"
-            )),
-            _ => None,
-        };
-        self.degraded.iter().cloned().chain(golden).collect()
+        self.degraded.iter().cloned().chain(self.template.problem()).collect()
+    }
+
+    /// How the pools do.
+    #[must_use]
+    pub fn pools(&self) -> Pools {
+        Pools { warm: self.warm.status(), vmms: self.prepared.status(), slots: self.shared.slots.status() }
     }
 
     /// The settings in force.
@@ -421,10 +442,6 @@ impl Engine {
         }
         info!(problems = ?report.problems, "shut down");
         report
-    }
-
-    fn golden(&self) -> MutexGuard<'_, Golden> {
-        self.golden.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn handle(&self, id: &SandboxId) -> Result<Handle, EngineError> {

@@ -77,6 +77,12 @@ pub enum EngineError {
         /// The limit.
         limit: usize,
     },
+    /// Its turn did not come in time.
+    #[error("the host is busy: no microVM could be started for you within {}; try again later", humantime(*after))]
+    Overloaded {
+        /// How long it waited.
+        after: Duration,
+    },
     /// No new work: the server is ending.
     #[error("the server is shutting down")]
     ShuttingDown,

@@ -102,16 +102,18 @@ pub(crate) async fn resume(
         session.fail(error.to_string()).await;
         return Err(error);
     }
-    // Its clock stood still meanwhile. A guest that is slow about it keeps its commands.
-    let set = async {
-        let adopted = session.adopt(adoption(None)?, config.agent_call_timeout).await;
-        let clock = adopted.map_err(|error| failed(error.to_string()))?;
-        settle_clock(session, clock, config.agent_call_timeout).await
-    };
-    if let Err(error) = set.await {
+    // A guest that is slow about it keeps its commands.
+    if let Err(error) = readopt(session, config).await {
         warn!(%error, "a guest's clock was not set after its snapshot");
     }
     Ok(())
+}
+
+/// For a guest that stood still: sets its clock, and gives it random bytes that no other has.
+pub(crate) async fn readopt(session: &Session, config: &EngineConfig) -> Result<(), EngineError> {
+    let adopted = session.adopt(adoption(None)?, config.agent_call_timeout).await;
+    let clock = adopted.map_err(|error| failed(error.to_string()))?;
+    settle_clock(session, clock, config.agent_call_timeout).await
 }
 
 /// Sets the guest's clock again while it was set too late. What it says is the guest's own affair: only that it

@@ -3,6 +3,7 @@
 //! [`Engine`] is the way in. One task owns each sandbox ([`sandbox`]); which request is allowed in
 //! which state is one pure function ([`lifecycle`]).
 
+mod admission;
 mod agent;
 mod artifacts;
 mod config;
@@ -14,7 +15,7 @@ mod exec;
 mod fingerprint;
 mod guest;
 mod lifecycle;
-mod prepared;
+mod pool;
 mod resources;
 mod sandbox;
 mod shared;
@@ -22,12 +23,14 @@ mod slots;
 mod snapshots;
 mod sweep;
 mod table;
+mod template;
 
 pub use agent::{ExecOutput, Output};
 pub use config::EngineConfig;
-pub use engine::{Engine, ShutdownReport};
+pub use engine::{Engine, Pools, ShutdownReport};
 pub use error::{EngineError, StartError};
 pub use exec::ExecSpec;
+pub use pool::PoolStatus;
 pub use snapshots::{
     GcReport, LockedSnapshotDir, OfflineError, RemovedSnapshot, SavedMachine, SavedSnapshot, SnapshotDir,
 };

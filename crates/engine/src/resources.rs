@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use manta_agent_proto::{Identity, Network};
+use bytes::Bytes;
+use manta_agent_proto::{Identity, Network, Program};
 use manta_api::{SandboxId, SandboxState};
 use manta_host::disk::clone_file;
 use manta_host::net::{GUEST, NetSlot};
@@ -22,12 +23,16 @@ use crate::agent::{End, Session};
 use crate::artifacts::by_descriptor;
 use crate::dirs::remove_dir;
 use crate::error::{EngineError, chain};
+use crate::exec::{self, ExecSpec};
 use crate::guest;
 use crate::shared::Shared;
 use crate::snapshots::{Stored, Subject};
 
 /// A dead VMM's sockets close this long, at most, before its end is seen.
 const DYING: Duration = Duration::from_millis(500);
+
+/// For one command that a guest is exercised with.
+const EXERCISE_LIMIT: Duration = Duration::from_secs(30);
 
 /// A sandbox's own disk, in its directory.
 const DISK: &str = "disk.ext4";
@@ -72,10 +77,13 @@ impl Resources {
         shared: &Shared,
         leave: &CancellationToken,
     ) -> Result<(), EngineError> {
+        if self.session.is_some() {
+            return self.rouse(id, shared, leave).await;
+        }
         if self.vm.is_none() {
             self.prepare(id, start, shared, leave).await?;
         }
-        self.wake(id, shared, leave).await
+        self.start_guest(id, shared, leave).await
     }
 
     /// Up to a VMM that waits to be started; as [`Self::bring_up`].
@@ -142,7 +150,7 @@ impl Resources {
     }
 
     /// From a VMM that waits to an adopted guest; as [`Self::bring_up`].
-    async fn wake(
+    async fn start_guest(
         &mut self,
         id: &SandboxId,
         shared: &Shared,
@@ -150,7 +158,7 @@ impl Resources {
     ) -> Result<(), EngineError> {
         let mut clock = Stages::start();
         let config = &shared.config;
-        let Some(vm) = self.vm.clone() else { return Err(boot("starting the guest")("no VMM".to_owned())) };
+        let Some(vm) = self.vm.clone() else { return Err(no_guest()) };
         let network = Network {
             address: GUEST.address,
             prefix_len: GUEST.prefix_len,
@@ -180,6 +188,61 @@ impl Resources {
         self.session = Some(session);
         info!(sandbox_id = %id, total_ms = clock.total_ms(), stages = clock.text, "created");
         Ok(())
+    }
+
+    /// Has the adopted guest do once what it will be asked for, so that it need not be slow then.
+    pub(crate) async fn exercise(
+        &self,
+        id: &SandboxId,
+        programs: &[Program],
+        shared: &Shared,
+    ) -> Result<(), EngineError> {
+        let Some(session) = &self.session else { return Err(no_guest()) };
+        for program in programs {
+            let spec = ExecSpec {
+                program: program.clone(),
+                cwd: None,
+                env: Vec::new(),
+                stdin: Bytes::new(),
+                timeout: Some(EXERCISE_LIMIT),
+            };
+            exec::run(id, session, spec, &shared.config, &shared.stop).await?;
+        }
+        Ok(())
+    }
+
+    /// Lets the adopted guest rest until [`Self::rouse`]; it uses no processor meanwhile.
+    pub(crate) async fn rest(&self) -> Result<(), EngineError> {
+        let Some(vm) = &self.vm else { return Err(no_guest()) };
+        vm.rest().await.map_err(|error| boot("letting the guest rest")(chain(&error)))
+    }
+
+    /// From a guest that rests to one with the right time and fresh random numbers; as [`Self::bring_up`].
+    pub(crate) async fn rouse(
+        &self,
+        id: &SandboxId,
+        shared: &Shared,
+        leave: &CancellationToken,
+    ) -> Result<(), EngineError> {
+        let (Some(vm), Some(session)) = (&self.vm, &self.session) else { return Err(no_guest()) };
+        let limit = shared.config.agent_call_timeout;
+        // What is said to the agent waits for it: both ways are gone at once.
+        let roused = async {
+            let wake = async { vm.wake().await.map_err(|error| boot("waking the guest")(chain(&error))) };
+            tokio::try_join!(wake, guest::readopt(session, &shared.config))
+        };
+        let roused = tokio::select! {
+            roused = tokio::time::timeout(limit, roused) => roused,
+            () = leave.cancelled() => return Err(left(id, shared)),
+        };
+        match roused {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(explain(error, &**vm).await),
+            Err(_) => {
+                let reason = format!("no answer within {} ms", limit.as_millis());
+                Err(explain(boot("waking the guest")(reason), &**vm).await)
+            }
+        }
     }
 
     /// Completes when the microVM or the connection to its agent is gone; never when there is none.
@@ -360,6 +423,11 @@ fn host(stage: &'static str) -> impl FnOnce(String) -> EngineError {
 
 fn boot(stage: &'static str) -> impl FnOnce(String) -> EngineError {
     move |reason| EngineError::BootFailed { stage, reason, ended: false }
+}
+
+/// A step was asked for before the one it needs: a defect of ours.
+fn no_guest() -> EngineError {
+    EngineError::Host { stage: "looking for the guest", reason: "there is none".to_owned() }
 }
 
 /// How long each stage of a creation took.

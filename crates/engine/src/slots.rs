@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use manta_host::net::{HostNetwork, NetError, NetSlot};
 use tokio::sync::Notify;
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::confine::Confinement;
+use crate::pool::{PoolStatus, Stats};
 
 /// Indices a slot can have; the address pairs of 198.18.0.0/15 would allow more.
 const INDICES: u16 = 16_384;
@@ -22,6 +24,7 @@ pub(crate) struct Slots {
     target: usize,
     state: Mutex<State>,
     refill: Notify,
+    stats: Stats,
 }
 
 #[derive(Debug, Default)]
@@ -37,12 +40,19 @@ struct State {
 impl Slots {
     pub(crate) fn new(host: Arc<HostNetwork>, confinement: Confinement, target: usize) -> Arc<Self> {
         let state = State { host: Some(host), ..State::default() };
-        Arc::new(Self { confinement, target, state: Mutex::new(state), refill: Notify::new() })
+        Arc::new(Self {
+            confinement,
+            target,
+            state: Mutex::new(state),
+            refill: Notify::new(),
+            stats: Stats::default(),
+        })
     }
 
     /// A slot of one's own. Give it back with [`Self::release`].
     pub(crate) async fn acquire(self: &Arc<Self>) -> Result<NetSlot, String> {
         let ready = self.state().ready.pop();
+        self.stats.claimed(ready.is_some());
         self.refill.notify_one();
         match ready {
             Some(slot) => Ok(slot),
@@ -75,8 +85,12 @@ impl Slots {
     pub(crate) async fn keep_full(self: Arc<Self>, stop: CancellationToken) {
         loop {
             while self.state().ready.len() < self.target && !stop.is_cancelled() {
+                let began = Instant::now();
                 match self.make().await {
-                    Ok(slot) => self.offer(slot).await,
+                    Ok(slot) => {
+                        self.stats.refilled(began.elapsed());
+                        self.offer(slot).await;
+                    }
                     Err(error) => {
                         warn!(%error, "cannot make a network slot ahead of time");
                         break;
@@ -88,6 +102,12 @@ impl Slots {
                 () = self.refill.notified() => {}
             }
         }
+    }
+
+    /// How it does.
+    pub(crate) fn status(&self) -> PoolStatus {
+        let depth = self.state().ready.len();
+        self.stats.status(depth, self.target)
     }
 
     /// Takes all waiting slots apart and makes no more; returns what they were made in.

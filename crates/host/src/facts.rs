@@ -50,6 +50,15 @@ pub fn mem_mib() -> u64 {
     info.totalram as u64 * u64::from(info.mem_unit) / (1024 * 1024)
 }
 
+/// The memory that could be had without swapping (`MemAvailable` of `proc_meminfo(5)`), MiB.
+#[must_use]
+pub fn mem_available_mib() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib / 1024)
+}
+
 /// The release of the running kernel, such as `6.12.48+deb13-amd64`.
 #[must_use]
 pub fn kernel_release() -> String {
@@ -104,6 +113,7 @@ mod tests {
         let flags = cpu_flags();
         assert!(flags.is_sorted() && flags.iter().any(|flag| flag == "fpu"), "{flags:?}");
         assert!(mem_mib() > 256);
+        assert!(mem_available_mib().is_some_and(|free| (1..=mem_mib()).contains(&free)));
         assert!(kernel_release().starts_with(|first: char| first.is_ascii_digit()));
     }
 

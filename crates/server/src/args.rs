@@ -78,6 +78,18 @@ pub struct ServerArgs {
     /// VMM processes started ahead of time, waiting to load the golden snapshot; default: one for each processor
     #[arg(long, env = "MANTA_VMM_POOL_SIZE", value_name = "MANTA_VMM_POOL_SIZE", value_parser = clap::value_parser!(u16).range(0..=1024))]
     pub vmm_pool_size: Option<u16>,
+    /// Sandboxes kept waiting, restored and exercised, to be claimed; default: four for each processor, in no more than a quarter of the memory
+    #[arg(long, env = "MANTA_WARM_POOL_SIZE", value_name = "MANTA_WARM_POOL_SIZE", value_parser = clap::value_parser!(u16).range(0..=4096))]
+    pub warm_pool_size: Option<u16>,
+    /// Sandboxes that waited for this long are replaced
+    #[arg(long, env = "MANTA_WARM_MAX_AGE", value_name = "MANTA_WARM_MAX_AGE", default_value = "1h", value_parser = duration)]
+    pub warm_max_age: Duration,
+    /// MicroVMs started at once, while others wait for their turn; default: one for each processor
+    #[arg(long, env = "MANTA_START_WIDTH", value_name = "MANTA_START_WIDTH", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub start_width: Option<u16>,
+    /// Longest wait for such a turn; then 503
+    #[arg(long, env = "MANTA_QUEUE_TIMEOUT", value_name = "MANTA_QUEUE_TIMEOUT", default_value = "30s", value_parser = duration)]
+    pub queue_timeout: Duration,
     /// Most sandboxes at once; default: as many as fit into the machine's memory
     #[arg(long, env = "MANTA_MAX_SANDBOXES", value_name = "MANTA_MAX_SANDBOXES", value_parser = clap::value_parser!(u16).range(1..=16000))]
     pub max_sandboxes: Option<u16>,

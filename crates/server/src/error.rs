@@ -47,6 +47,7 @@ impl ApiError {
             EngineError::SandboxBusy { .. } => (ErrorCode::SandboxBusy, None),
             EngineError::BadRequest(_) => (ErrorCode::BadRequest, None),
             EngineError::HostFull { .. } => (ErrorCode::HostFull, None),
+            EngineError::Overloaded { .. } => (ErrorCode::Overloaded, None),
             EngineError::ShuttingDown => (ErrorCode::ShuttingDown, None),
             EngineError::BootFailed { .. } => (ErrorCode::BootFailed, None),
             EngineError::SnapshotNotFound(_) => (ErrorCode::SnapshotNotFound, None),

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use axum::extract::State;
-use manta_api::{Health, HealthStatus, HostConditions, VmmInfo};
+use manta_api::{Health, HealthStatus, HostConditions, PoolInfo, Pools, VmmInfo};
+use manta_engine::PoolStatus;
 use manta_host::facts;
 use manta_host::mounts::filesystem_of;
 
 use crate::args::ServerArgs;
 use crate::routes::AppState;
-use crate::run::vmm_pool_size;
+use crate::run::{vmm_pool_size, warm_pool_size};
 
 /// What does not change while the server runs.
 #[derive(Debug)]
@@ -60,6 +61,7 @@ fn settings(args: &ServerArgs, iface: Option<&str>) -> BTreeMap<String, String> 
         ("MANTA_DISK_MIB", args.disk_mib.to_string()),
         ("MANTA_NETNS_POOL_SIZE", args.netns_pool_size.to_string()),
         ("MANTA_VMM_POOL_SIZE", vmm_pool_size(args).to_string()),
+        ("MANTA_WARM_POOL_SIZE", warm_pool_size(args).to_string()),
         ("MANTA_ENABLE_SNAPSHOTS", u8::from(args.enable_snapshots).to_string()),
         ("MANTA_ROOTFS_CLONE_MODE", clone_mode.to_owned()),
         ("MANTA_HOST_IFACE", iface.unwrap_or("none").to_owned()),
@@ -80,9 +82,21 @@ pub(crate) async fn healthz(State(state): State<AppState>) -> axum::Json<Health>
         vmm: state.conditions.vmm.clone(),
         sandboxes: state.engine.list().len(),
         max_sandboxes: state.engine.config().max_sandboxes,
+        pools: Some(pools(state.engine.pools())),
         host: state.conditions.host.clone(),
         settings: state.conditions.settings.clone(),
     })
+}
+
+fn pools(pools: manta_engine::Pools) -> Pools {
+    let info = |status: PoolStatus| PoolInfo {
+        depth: status.depth,
+        target: status.target,
+        hits: status.hits,
+        misses: status.misses,
+        refill_ms_p50: status.refill_p50.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
+    };
+    Pools { warm: info(pools.warm), vmms: info(pools.vmms), slots: info(pools.slots) }
 }
 
 fn unknown() -> String {

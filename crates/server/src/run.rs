@@ -169,6 +169,10 @@ fn engine_config(args: &ServerArgs) -> Result<(EngineConfig, String), ServerErro
         max_snapshots: usize::try_from(args.max_snapshots).unwrap_or(usize::MAX),
         max_snapshot_bytes: args.max_snapshot_mib.map_or(u64::MAX, |mib| mib << 20),
         vmm_pool_size: vmm_pool_size(args),
+        warm_pool_size: warm_pool_size(args),
+        warm_max_age: args.warm_max_age,
+        start_width: args.start_width.map_or_else(facts::cpus, usize::from),
+        queue_timeout: args.queue_timeout,
         max_sandboxes: args.max_sandboxes.map_or_else(|| fitting(args), usize::from),
         vsock_port: args.agent_port,
         agent_wait_timeout: args.agent_wait_timeout,
@@ -194,6 +198,20 @@ fn fitting(args: &ServerArgs) -> usize {
 /// VMMs to start ahead of time.
 pub(crate) fn vmm_pool_size(args: &ServerArgs) -> usize {
     args.vmm_pool_size.map_or_else(facts::cpus, usize::from)
+}
+
+/// Sandboxes to keep waiting. None without a golden snapshot to make them of.
+pub(crate) fn warm_pool_size(args: &ServerArgs) -> usize {
+    if !args.enable_snapshots {
+        return 0;
+    }
+    args.warm_pool_size.map_or_else(
+        || {
+            let fit = facts::mem_mib() / 4 / (u64::from(args.mem_mib) + VMM_OVERHEAD_MIB);
+            usize::try_from(fit).unwrap_or(usize::MAX).min(4 * facts::cpus())
+        },
+        usize::from,
+    )
 }
 
 /// Whether this process may do what only root may.

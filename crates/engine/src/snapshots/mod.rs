@@ -46,3 +46,5 @@ pub use offline::{
 pub(crate) use store::{Limits, Store};
 pub(crate) use stored::Stored;
 pub(crate) use take::{Order, Subject, blocking, take};
+#[cfg(test)]
+pub(crate) use testing::stored;

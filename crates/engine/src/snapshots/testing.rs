@@ -84,3 +84,9 @@ pub(super) fn make(store: &Store, name: Option<&str>) -> Arc<Stored> {
     fill(&draft);
     commit(draft).unwrap()
 }
+
+/// One that is in no store, and has no files.
+pub(crate) fn stored(n: u16) -> Arc<Stored> {
+    let manifest = manifest(&format!("snap-{n:020x}"));
+    Arc::new(Stored { manifest, dir: "/nowhere".into() })
+}

@@ -22,7 +22,7 @@ use crate::error::ApiError;
         (status = 415, body = ErrorBody),
         (status = 500, body = ErrorBody),
         (status = 502, body = ErrorBody, description = "`boot_failed`"),
-        (status = 503, body = ErrorBody, description = "`host_full` or `shutting_down`; see Retry-After"),
+        (status = 503, body = ErrorBody, description = "`host_full`, `overloaded` or `shutting_down`; see Retry-After"),
     )
 )]
 pub(super) async fn create(

@@ -114,6 +114,7 @@ impl Server {
             .env("MANTA_NETNS_POOL_SIZE", "2")
             // What tests count are sandboxes.
             .env("MANTA_VMM_POOL_SIZE", "0")
+            .env("MANTA_WARM_POOL_SIZE", "0")
             .env("MANTA_LOG", "debug")
             .envs(artifacts())
             .envs(settings.iter().copied())

@@ -3,14 +3,13 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use manta_api::SandboxId;
 use tokio::sync::Notify;
 use tracing::warn;
 
-use crate::error::EngineError;
-use crate::resources::{Resources, Start};
-use crate::shared::{Shared, random};
+use super::{Member, PoolStatus, Stats};
+use crate::shared::Shared;
 use crate::snapshots::Stored;
 
 /// The pool.
@@ -19,25 +18,18 @@ pub(crate) struct PreparedVms {
     target: usize,
     state: Mutex<State>,
     refill: Notify,
+    stats: Stats,
 }
 
 #[derive(Debug, Default)]
 struct State {
     of: Option<Arc<Stored>>,
-    waiting: VecDeque<Prepared>,
-}
-
-/// A VMM that waits, and the sandbox it will be.
-#[derive(Debug)]
-pub(crate) struct Prepared {
-    pub(crate) id: SandboxId,
-    pub(crate) resources: Resources,
-    of: Arc<Stored>,
+    waiting: VecDeque<Member>,
 }
 
 impl PreparedVms {
     pub(crate) fn new(target: usize) -> Arc<Self> {
-        Arc::new(Self { target, state: Mutex::default(), refill: Notify::new() })
+        Arc::new(Self { target, state: Mutex::default(), refill: Notify::new(), stats: Stats::default() })
     }
 
     /// Has VMMs wait for this snapshot from now on, or no more of them.
@@ -47,16 +39,26 @@ impl PreparedVms {
     }
 
     /// One that waits for this snapshot and is alive, if there is one.
-    pub(crate) async fn claim(&self, of: &Arc<Stored>, shared: &Shared) -> Option<Prepared> {
+    pub(crate) async fn claim(&self, of: &Arc<Stored>, shared: &Shared) -> Option<Member> {
         loop {
-            let prepared = self.state().waiting.pop_front();
+            let member = self.state().waiting.pop_front();
             self.refill.notify_one();
-            let prepared = prepared?;
-            if Arc::ptr_eq(&prepared.of, of) && prepared.resources.is_alive().await {
-                return Some(prepared);
+            let Some(member) = member else {
+                self.stats.claimed(false);
+                return None;
+            };
+            if Arc::ptr_eq(&member.of, of) && member.resources.is_alive().await {
+                self.stats.claimed(true);
+                return Some(member);
             }
-            prepared.discard(shared);
+            member.discard(shared);
         }
+    }
+
+    /// How it does.
+    pub(crate) fn status(&self) -> PoolStatus {
+        let depth = self.state().waiting.len();
+        self.stats.status(depth, self.target)
     }
 
     /// Keeps the pool full until the engine stops, then takes apart what waits. A failure waits for the next
@@ -68,15 +70,17 @@ impl PreparedVms {
                 let of = state.of.clone();
                 let (current, outdated): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut state.waiting)
                     .into_iter()
-                    .partition(|prepared| of.as_ref().is_some_and(|of| Arc::ptr_eq(of, &prepared.of)));
+                    .partition(|member| of.as_ref().is_some_and(|of| Arc::ptr_eq(of, &member.of)));
                 state.waiting = current;
                 (of.filter(|_| state.waiting.len() < self.target), outdated)
             };
-            outdated.into_iter().for_each(|prepared| prepared.discard(&shared));
+            outdated.into_iter().for_each(|member| member.discard(&shared));
             if let Some(of) = wanted {
-                match Prepared::make(of, &shared).await {
-                    Ok(prepared) => {
-                        self.state().waiting.push_back(prepared);
+                let began = Instant::now();
+                match Member::prepare(of, &shared).await {
+                    Ok(member) => {
+                        self.stats.refilled(began.elapsed());
+                        self.state().waiting.push_back(member);
                         continue;
                     }
                     Err(error) => warn!(%error, "cannot start a VMM ahead of time"),
@@ -88,32 +92,10 @@ impl PreparedVms {
             }
         }
         let waiting = std::mem::take(&mut self.state().waiting);
-        waiting.into_iter().for_each(|prepared| prepared.discard(&shared));
+        waiting.into_iter().for_each(|member| member.discard(&shared));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Prepared {
-    async fn make(of: Arc<Stored>, shared: &Shared) -> Result<Self, EngineError> {
-        let id = SandboxId::from_random(random()?);
-        let mut resources = Resources::default();
-        let prepared = resources.prepare(&id, &Start::Restore(of.clone()), shared, &shared.stop).await;
-        let prepared_vm = Self { id, resources, of };
-        match prepared {
-            Ok(()) => Ok(prepared_vm),
-            Err(error) => {
-                prepared_vm.discard(shared);
-                Err(error)
-            }
-        }
-    }
-
-    /// Takes it apart, in the background.
-    fn discard(mut self, shared: &Shared) {
-        let owner = shared.clone();
-        shared.tasks.spawn(async move { self.resources.tear_down(&self.id, &owner, false).await });
     }
 }

@@ -1,0 +1,104 @@
+//! One sandbox made before anybody asked for it: at least a VMM in its place, at most a guest that was restored,
+//! adopted and exercised, and rests.
+
+use std::sync::Arc;
+
+use manta_agent_proto::Program;
+use manta_api::SandboxId;
+use tokio::time::Instant;
+
+use crate::error::EngineError;
+use crate::resources::{Resources, Start};
+use crate::shared::{Shared, random};
+use crate::snapshots::Stored;
+
+/// What waits, and the sandbox it will be.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) id: SandboxId,
+    pub(crate) resources: Resources,
+    pub(super) of: Arc<Stored>,
+    pub(super) made: Instant,
+    /// When its guest last answered.
+    pub(super) fresh: Instant,
+}
+
+impl Member {
+    /// A VMM that waits to load the snapshot.
+    pub(super) async fn prepare(of: Arc<Stored>, shared: &Shared) -> Result<Self, EngineError> {
+        let mut member = Self::new(of)?;
+        let start = Start::Restore(member.of.clone());
+        let prepared = member.resources.prepare(&member.id, &start, shared, &shared.stop).await;
+        member.or_discard(prepared, shared)
+    }
+
+    /// A sandbox that was restored, has run `walk`, and rests.
+    pub(super) async fn warm(of: Arc<Stored>, walk: Walk, shared: &Shared) -> Result<Self, EngineError> {
+        let mut member = Self::new(of)?;
+        let start = Start::Restore(member.of.clone());
+        let (id, resources) = (&member.id, &mut member.resources);
+        let up = async {
+            resources.bring_up(id, &start, shared, &shared.stop).await?;
+            resources.exercise(id, &walk.programs(), shared).await?;
+            resources.rest().await
+        };
+        let up = up.await;
+        member.fresh = Instant::now();
+        member.or_discard(up, shared)
+    }
+
+    /// Has the guest show that it still answers, with its clock and its random numbers set anew.
+    pub(super) async fn freshen(mut self, shared: &Shared) -> Result<Self, EngineError> {
+        let resources = &self.resources;
+        let freshened = async {
+            resources.rouse(&self.id, shared, &shared.stop).await?;
+            resources.rest().await
+        };
+        let freshened = freshened.await;
+        self.fresh = Instant::now();
+        self.or_discard(freshened, shared)
+    }
+
+    fn new(of: Arc<Stored>) -> Result<Self, EngineError> {
+        let id = SandboxId::from_random(random()?);
+        let now = Instant::now();
+        Ok(Self { id, resources: Resources::default(), of, made: now, fresh: now })
+    }
+
+    fn or_discard(self, outcome: Result<(), EngineError>, shared: &Shared) -> Result<Self, EngineError> {
+        match outcome {
+            Ok(()) => Ok(self),
+            Err(error) => {
+                self.discard(shared);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes it apart, in the background.
+    pub(super) fn discard(mut self, shared: &Shared) {
+        let owner = shared.clone();
+        shared.tasks.spawn(async move { self.resources.tear_down(&self.id, &owner, false).await });
+    }
+}
+
+/// What a guest runs before it rests, so that its first command is not the slow one: under TCG every instruction
+/// is translated when it first runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Walk {
+    /// As a command of the API runs: a login shell, programs, a pipe.
+    Login,
+    /// A shell that reads nobody's files: what is in a user's snapshot is the user's.
+    Bare,
+}
+
+impl Walk {
+    fn programs(self) -> Vec<Program> {
+        let once = match self {
+            Self::Login => Program::Shell("echo ready; ls / | cat > /dev/null".to_owned()),
+            Self::Bare => Program::Argv(["/bin/sh", "-c", ":"].map(str::to_owned).to_vec()),
+        };
+        // The second time it takes the paths that the first prepared.
+        vec![once; 2]
+    }
+}

@@ -1,0 +1,18 @@
+//! What is made ahead of time, so that nobody has to wait for it: VMM processes ([`vmms`]) and whole sandboxes
+//! ([`warm`]). Network slots have a pool of their own, [`crate::slots`].
+
+mod demand;
+mod foreground;
+mod headroom;
+mod member;
+mod plan;
+mod stats;
+mod vmms;
+mod warm;
+
+pub(crate) use foreground::Foreground;
+pub(crate) use member::Member;
+pub use stats::PoolStatus;
+pub(crate) use stats::Stats;
+pub(crate) use vmms::PreparedVms;
+pub(crate) use warm::WarmPool;

@@ -1,0 +1,326 @@
+//! Sandboxes that wait to be claimed: restored, adopted, exercised, and at rest. One task keeps them: it makes what
+//! is lacking when nobody is being served, and gives up what died, is old, or is too much.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use manta_api::SnapshotId;
+use tokio::sync::Notify;
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, info, warn};
+
+use super::demand::Demand;
+use super::member::{Member, Walk};
+use super::plan::{self, Supply};
+use super::{Foreground, PoolStatus, Stats, headroom};
+use crate::admission::Admission;
+use crate::error::EngineError;
+use crate::shared::Shared;
+use crate::snapshots::Stored;
+
+/// How often a waiting guest has to show that it still answers.
+const FRESHEN: Duration = Duration::from_secs(60);
+/// After a failure nothing more is made of that snapshot for this long, twice as long after each further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// The pool.
+#[derive(Debug)]
+pub(crate) struct WarmPool {
+    target: usize,
+    max_age: Duration,
+    foreground: Arc<Foreground>,
+    admission: Arc<Admission>,
+    state: Mutex<State>,
+    changed: Arc<Notify>,
+    stats: Stats,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    demand: Demand,
+    /// Oldest first.
+    waiting: VecDeque<Waiting>,
+    /// Being made or freshened, in no order.
+    making: Vec<SnapshotId>,
+    failing: HashMap<SnapshotId, Failing>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    member: Member,
+    /// Ends when the member dies.
+    watch: AbortOnDropHandle<()>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Failing {
+    pause: Duration,
+    until: Instant,
+}
+
+/// What the keeper does next.
+enum Step {
+    /// One more of this; also while somebody is being served, if `urgent`.
+    Make { of: Arc<Stored>, urgent: bool },
+    /// Have one show that it lives.
+    Freshen(Box<Member>),
+    /// Nothing before this time.
+    Wait(Instant),
+}
+
+impl WarmPool {
+    /// `target` sandboxes, none of them older than `max_age`.
+    pub(crate) fn new(
+        target: usize,
+        max_age: Duration,
+        foreground: Arc<Foreground>,
+        admission: Arc<Admission>,
+    ) -> Arc<Self> {
+        let (state, changed, stats) = (Mutex::default(), Arc::default(), Stats::default());
+        Arc::new(Self { target, max_age, foreground, admission, state, changed, stats })
+    }
+
+    /// What new sandboxes begin with from now on.
+    pub(crate) fn set_golden(&self, golden: Option<Arc<Stored>>) {
+        self.state().demand.set_golden(golden);
+        self.changed.notify_one();
+    }
+
+    /// A user's snapshot was deleted, or is of no use: nothing of it waits any more.
+    pub(crate) fn forget(&self, id: &SnapshotId) {
+        self.state().demand.forget(id);
+        self.changed.notify_one();
+    }
+
+    /// The oldest that waits and lives, of this snapshot. A user's snapshot is asked for by this, too.
+    pub(crate) async fn claim(&self, of: &Arc<Stored>, is_golden: bool, shared: &Shared) -> Option<Member> {
+        if self.target == 0 {
+            return None;
+        }
+        if !is_golden {
+            self.state().demand.restored(of, Instant::now());
+        }
+        loop {
+            let found = {
+                let mut state = self.state();
+                let mut waiting = state.waiting.iter();
+                let index = waiting.position(|waiting| waiting.member.of.manifest.id == of.manifest.id);
+                index.and_then(|index| state.waiting.remove(index))
+            };
+            self.changed.notify_one();
+            let Some(Waiting { member, watch }) = found else {
+                self.stats.claimed(false);
+                return None;
+            };
+            if !watch.is_finished() && member.resources.is_alive().await {
+                self.stats.claimed(true);
+                return Some(member);
+            }
+            member.discard(shared);
+        }
+    }
+
+    /// Somebody took a place in the host, or gave one back.
+    pub(crate) fn places_changed(&self) {
+        self.changed.notify_one();
+    }
+
+    /// How it does.
+    pub(crate) fn status(&self) -> PoolStatus {
+        let depth = self.state().waiting.len();
+        self.stats.status(depth, self.target)
+    }
+
+    /// Keeps the pool full until the engine stops, then takes apart what waits.
+    pub(crate) async fn keep_full(self: Arc<Self>, shared: Shared) {
+        let width = manta_host::facts::cpus();
+        let mut making = JoinSet::new();
+        while !shared.stop.is_cancelled() {
+            let quiet = tokio::select! {
+                biased;
+                () = self.foreground.quiet() => true,
+                () = std::future::ready(()) => false,
+            };
+            let room = if quiet { width } else { 1 };
+            let mut wake_at = None;
+            if making.len() < room {
+                match self.step(&shared, quiet) {
+                    Step::Make { of, urgent } if quiet || urgent => {
+                        self.state().making.push(of.manifest.id.clone());
+                        making.spawn(self.clone().make(of, shared.clone()));
+                        continue;
+                    }
+                    Step::Freshen(member) => {
+                        self.state().making.push(member.of.manifest.id.clone());
+                        making.spawn(self.clone().freshen(*member, shared.clone()));
+                        continue;
+                    }
+                    Step::Make { .. } => {}
+                    Step::Wait(until) => wake_at = Some(until),
+                }
+            }
+            tokio::select! {
+                () = self.changed.notified() => {}
+                () = self.foreground.quiet(), if !quiet => {}
+                Some(_) = making.join_next() => {}
+                () = tokio::time::sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
+                () = shared.stop.cancelled() => {}
+            }
+        }
+        while making.join_next().await.is_some() {}
+        let waiting = std::mem::take(&mut self.state().waiting);
+        waiting.into_iter().for_each(|waiting| waiting.member.discard(&shared));
+    }
+
+    /// Gives up what is not to wait any longer, and says what to do next.
+    fn step(&self, shared: &Shared, quiet: bool) -> Step {
+        let now = Instant::now();
+        let mut given_up = Vec::new();
+        let mut state = self.state();
+        let step = {
+            let state = &mut *state;
+            let targets = state.demand.targets(self.target, now);
+            state.failing.retain(|id, _| targets.iter().any(|(of, _)| of.manifest.id == *id));
+            state.give_up(|waiting| waiting.watch.is_finished(), usize::MAX, &mut given_up);
+            state.give_up(
+                |waiting| !targets.iter().any(|(of, _)| waiting.is_of(of)),
+                usize::MAX,
+                &mut given_up,
+            );
+            let room = self.admission.free_places();
+            let supplies = state.supplies(&targets, now);
+            for ((of, _), surplus) in targets.iter().zip(plan::surplus(&supplies, room)) {
+                state.give_up(|waiting| waiting.is_of(of), surplus, &mut given_up);
+            }
+            let supplies = state.supplies(&targets, now);
+            match plan::next(&supplies, room) {
+                Some(index) => {
+                    // Not while those who wait need the processors for a restore of their own.
+                    let urgent = supplies[index].is_scarce() && self.admission.has_free_turn();
+                    Step::Make { of: targets[index].0.clone(), urgent }
+                }
+                None if quiet => self.look_after(state, now, &mut given_up),
+                None => Step::Wait(now + FRESHEN),
+            }
+        };
+        drop(state);
+        given_up.into_iter().for_each(|member| member.discard(shared));
+        step
+    }
+
+    /// When all are there: has the one that was not heard of for the longest time show that it lives, or gives up
+    /// one that is too old, to be replaced before the next one goes.
+    fn look_after(&self, state: &mut State, now: Instant, given_up: &mut Vec<Member>) -> Step {
+        let stale = (0..state.waiting.len()).min_by_key(|index| state.waiting[*index].member.fresh);
+        let Some(stale) = stale else { return Step::Wait(now + FRESHEN) };
+        let retry = state.failing.values().map(|failing| failing.until).min();
+        let old = |waiting: &Waiting| waiting.member.made + self.max_age <= now;
+        if state.making.is_empty() && state.waiting.iter().any(old) {
+            state.give_up(old, 1, given_up);
+            return Step::Wait(now); // to plan again, now that one is lacking
+        }
+        let due = state.waiting[stale].member.fresh + FRESHEN;
+        if due <= now
+            && state.making.is_empty()
+            && let Some(waiting) = state.waiting.remove(stale)
+        {
+            return Step::Freshen(Box::new(waiting.member));
+        }
+        let expiry = state.waiting.iter().map(|waiting| waiting.member.made + self.max_age).min();
+        let next = [Some(due), expiry, retry].into_iter().flatten().min().unwrap_or(due);
+        Step::Wait(next.max(now + Duration::from_millis(100)))
+    }
+
+    async fn make(self: Arc<Self>, of: Arc<Stored>, shared: Shared) {
+        let began = Instant::now();
+        let is_golden = self.state().demand.is_golden(&of);
+        let made = async {
+            let host = shared.clone();
+            let room = spawn_blocking(move || headroom::check(&host)).await;
+            room.unwrap_or_else(|panicked| Err(panicked.to_string()))
+                .map_err(|reason| EngineError::Host { stage: "looking for room ahead of time", reason })?;
+            let walk = if is_golden { Walk::Login } else { Walk::Bare };
+            Member::warm(of.clone(), walk, &shared).await
+        };
+        let made = made.await;
+        if made.is_ok() {
+            self.stats.refilled(began.elapsed());
+        }
+        self.made(&of, made, &shared);
+    }
+
+    async fn freshen(self: Arc<Self>, member: Member, shared: Shared) {
+        let of = member.of.clone();
+        let freshened = member.freshen(&shared).await;
+        self.made(&of, freshened, &shared);
+    }
+
+    /// One joins those that wait, or could not be made.
+    fn made(&self, of: &Stored, made: Result<Member, EngineError>, shared: &Shared) {
+        let id = &of.manifest.id;
+        let mut state = self.state();
+        if let Some(index) = state.making.iter().position(|making| making == id) {
+            state.making.swap_remove(index);
+        }
+        match made {
+            Ok(member) => {
+                state.failing.remove(id);
+                debug!(sandbox_id = %member.id, snapshot_id = %id, "waits to be claimed");
+                let (death, changed) = (member.resources.death(), self.changed.clone());
+                let watch = AbortOnDropHandle::new(tokio::spawn(async move {
+                    let death = death.await;
+                    info!(?death, "a sandbox died while it waited to be claimed");
+                    changed.notify_one();
+                }));
+                state.waiting.push_back(Waiting { member, watch });
+            }
+            Err(_) if shared.stop.is_cancelled() => {}
+            Err(error) => {
+                let pause = state.failing.get(id).map_or(FIRST_PAUSE, |f| (f.pause * 2).min(LONGEST_PAUSE));
+                warn!(snapshot_id = %id, %error, ?pause, "cannot make a sandbox ahead of time");
+                state.failing.insert(id.clone(), Failing { pause, until: Instant::now() + pause });
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    fn is_of(&self, of: &Stored) -> bool {
+        self.member.of.manifest.id == of.manifest.id
+    }
+}
+
+impl State {
+    fn supplies(&self, targets: &[(Arc<Stored>, usize)], now: Instant) -> Vec<Supply> {
+        let supply = |(of, wanted): &(Arc<Stored>, usize)| Supply {
+            wanted: *wanted,
+            waiting: self.waiting.iter().filter(|waiting| waiting.is_of(of)).count(),
+            making: self.making.iter().filter(|id| **id == of.manifest.id).count(),
+            held_back: self.failing.get(&of.manifest.id).is_some_and(|failing| failing.until > now),
+        };
+        targets.iter().map(supply).collect()
+    }
+
+    /// Moves the oldest `most` of those that wait to `given_up`.
+    fn give_up(&mut self, which: impl Fn(&Waiting) -> bool, most: usize, given_up: &mut Vec<Member>) {
+        let mut left = most;
+        let mut kept = VecDeque::with_capacity(self.waiting.len());
+        for waiting in self.waiting.drain(..) {
+            if left > 0 && which(&waiting) {
+                left -= 1;
+                given_up.push(waiting.member);
+            } else {
+                kept.push_back(waiting);
+            }
+        }
+        self.waiting = kept;
+    }
+}
