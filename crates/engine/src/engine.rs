@@ -11,7 +11,7 @@ use manta_host::net::{GUEST, HostNetwork};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::admission::Admission;
 use crate::agent::ExecOutput;
@@ -22,15 +22,17 @@ use crate::dirs::{self, make_dir, sandboxes};
 use crate::error::{EngineError, StartError};
 use crate::exec::ExecSpec;
 use crate::fingerprint;
+use crate::metrics;
 use crate::pool::{Foreground, Member, PoolStatus, PreparedVms, WarmPool};
 use crate::resources::{Resources, Start};
-use crate::sandbox::Handle;
+use crate::sandbox::{Creator, Handle};
 use crate::shared::{Shared, random};
 use crate::slots::Slots;
 use crate::snapshots::{Limits, Order, SnapshotName, Store, StoreError, Stored, blocking, golden};
 use crate::sweep::sweep;
 use crate::table::Table;
 use crate::template::Template;
+use crate::timing::{Clock, Operation, PoolUse, Timed, Timings};
 
 /// Longest a shutdown waits for sandboxes to go.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
@@ -170,7 +172,7 @@ impl Engine {
         let (templates, machine) = (self.templates.clone(), self.shared.machine.clone());
         if let Some(stored) = blocking(move || templates.golden(&machine)).await? {
             // Its memory is too large to be hashed, so it is tried.
-            match self.begin(Start::Restore(stored.clone())).await {
+            match self.begin(Start::Restore(stored.clone()), &Clock::start()).await {
                 Ok(id) => {
                     info!(snapshot_id = %stored.manifest.id, "golden snapshot found");
                     self.destroy(&id).await?;
@@ -185,7 +187,7 @@ impl Engine {
             }
         }
         info!("making the golden snapshot");
-        let id = self.begin(Start::Boot).await?;
+        let id = self.begin(Start::Boot, &Clock::start()).await?;
         let made = golden::make(&self.handle(&id)?, self.templates.clone()).await;
         self.destroy(&id).await?;
         made
@@ -204,18 +206,25 @@ impl Engine {
     /// # Errors
     /// [`EngineError::HostFull`], [`EngineError::Overloaded`], [`EngineError::ShuttingDown`],
     /// [`EngineError::BootFailed`] or [`EngineError::Host`]; nothing is left of it then.
-    pub async fn create(&self) -> Result<SandboxId, EngineError> {
+    pub async fn create(&self) -> Timed<SandboxId> {
+        let clock = Clock::start();
+        let outcome = self.create_timed(&clock).await;
+        clock.finish(Operation::Create, outcome)
+    }
+
+    async fn create_timed(&self, clock: &Clock) -> Result<SandboxId, EngineError> {
         let _busy = self.foreground.enter();
-        let Some(golden) = self.template.current() else { return self.begin(Start::Boot).await };
-        if let Some(id) = self.claim(&golden, true).await? {
+        let Some(golden) = self.template.current() else { return self.begin(Start::Boot, clock).await };
+        if let Some(id) = self.claim(&golden, true, clock).await? {
             return Ok(id);
         }
         let checked = golden.clone();
         if let Err(error) = blocking(move || checked.check()).await {
             self.give_up_golden(error.to_string());
-            return self.begin(Start::Boot).await;
+            return self.begin(Start::Boot, clock).await;
         }
-        let outcome = self.begin(Start::Restore(golden)).await;
+        clock.passed("check");
+        let outcome = self.begin(Start::Restore(golden), clock).await;
         let judged = match &outcome {
             Ok(_) => self.template.restored(true),
             Err(EngineError::BootFailed { .. }) => self.template.restored(false),
@@ -232,13 +241,20 @@ impl Engine {
     /// # Errors
     /// As [`Self::create`], and [`EngineError::SnapshotNotFound`], [`EngineError::SnapshotIncompatible`] or
     /// [`EngineError::SnapshotDamaged`].
-    pub async fn restore(&self, id: &SnapshotId) -> Result<SandboxId, EngineError> {
+    pub async fn restore(&self, id: &SnapshotId) -> Timed<SandboxId> {
+        let clock = Clock::start();
+        let outcome = self.restore_timed(id, &clock).await;
+        clock.finish(Operation::Restore, outcome)
+    }
+
+    async fn restore_timed(&self, id: &SnapshotId, clock: &Clock) -> Result<SandboxId, EngineError> {
         let _busy = self.foreground.enter();
         let stored = self.stored(id).await?;
-        if let Some(id) = self.claim(&stored, false).await? {
+        clock.passed("check");
+        if let Some(id) = self.claim(&stored, false, clock).await? {
             return Ok(id);
         }
-        let restored = self.begin(Start::Restore(stored)).await;
+        let restored = self.begin(Start::Restore(stored), clock).await;
         if restored.is_err() {
             // When it was deleted meanwhile, that is the reason.
             self.stored(id).await?;
@@ -253,15 +269,22 @@ impl Engine {
     }
 
     /// One that waited for this snapshot, if there is one that still answers.
-    async fn claim(&self, of: &Arc<Stored>, is_golden: bool) -> Result<Option<SandboxId>, EngineError> {
+    async fn claim(
+        &self,
+        of: &Arc<Stored>,
+        is_golden: bool,
+        clock: &Clock,
+    ) -> Result<Option<SandboxId>, EngineError> {
         let place = self.admission.place()?;
         let Some(Member { id, resources, .. }) = self.warm.claim(of, is_golden, &self.shared).await else {
             return Ok(None);
         };
-        match self.bring_up(id, Start::Restore(of.clone()), resources, place).await {
+        clock.claimed(PoolUse::Hit);
+        match self.bring_up(id, Start::Restore(of.clone()), resources, place, clock).await {
             Ok(id) => Ok(Some(id)),
             Err(error @ EngineError::BootFailed { .. }) => {
                 warn!(%error, "a sandbox that waited is of no use; another is made");
+                clock.passed("lost");
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -270,24 +293,27 @@ impl Engine {
 
     /// Brings up a sandbox when it is its turn. When the VMM of a restored one dies on the way, which one that
     /// waited may have done already, it is tried once more: nothing was handed out.
-    async fn begin(&self, start: Start) -> Result<SandboxId, EngineError> {
+    async fn begin(&self, start: Start, clock: &Clock) -> Result<SandboxId, EngineError> {
         let place = self.admission.place()?;
         self.warm.places_changed();
         let _turn = self.admission.turn().await?;
+        clock.passed("queue");
         let prepared = match &start {
             Start::Restore(of) => self.prepared.claim(of, &self.shared).await,
             Start::Boot => None,
         };
+        clock.claimed(if prepared.is_some() { PoolUse::Prepared } else { PoolUse::Miss });
         let (id, resources) = match prepared {
             Some(Member { id, resources, .. }) => (id, resources),
             None => (SandboxId::from_random(random()?), Resources::default()),
         };
         let is_restore = matches!(start, Start::Restore(_));
-        match self.bring_up(id, start.clone(), resources, place).await {
+        match self.bring_up(id, start.clone(), resources, place, clock).await {
             Err(error @ EngineError::BootFailed { ended: true, .. }) if is_restore => {
                 warn!(%error, "the microVM of a new sandbox died; another is made");
+                clock.passed("lost");
                 let id = SandboxId::from_random(random()?);
-                self.bring_up(id, start, Resources::default(), self.admission.place()?).await
+                self.bring_up(id, start, Resources::default(), self.admission.place()?, clock).await
             }
             outcome => outcome,
         }
@@ -299,6 +325,7 @@ impl Engine {
         start: Start,
         resources: Resources,
         permit: OwnedSemaphorePermit,
+        clock: &Clock,
     ) -> Result<SandboxId, EngineError> {
         if self.shared.stop.is_cancelled() {
             return Err(EngineError::ShuttingDown);
@@ -317,11 +344,12 @@ impl Engine {
             guest_address: GUEST.address,
             host_address: Ipv4Addr::UNSPECIFIED,
         };
-        let (created, outcome) = oneshot::channel();
+        let (answer, outcome) = oneshot::channel();
+        let creator = Creator { answer, clock: clock.clone() };
         let shared = self.shared.clone();
         let handle = self
             .table
-            .insert(&id, |ended| Handle::start(info, start, resources, shared, permit, created, ended));
+            .insert(&id, |ended| Handle::start(info, start, resources, shared, permit, creator, ended));
         let guard = handle.leave_on_drop();
         outcome.await.unwrap_or(Err(EngineError::ShuttingDown))?;
         guard.disarm();
@@ -333,14 +361,22 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NotFound`], [`EngineError::NotRunning`], [`EngineError::BadRequest`] for a name that is
     /// none, and those that are about snapshots; nothing is left of it then.
-    pub async fn snapshot(
+    pub async fn snapshot(&self, id: &SandboxId, name: Option<&str>) -> Timed<(SnapshotId, Duration)> {
+        let clock = Clock::start();
+        let outcome = self.snapshot_timed(id, name, clock.clone()).await;
+        clock.finish(Operation::Snapshot, outcome)
+    }
+
+    async fn snapshot_timed(
         &self,
         id: &SandboxId,
         name: Option<&str>,
+        clock: Clock,
     ) -> Result<(SnapshotId, Duration), EngineError> {
         let name = name.map(str::parse::<SnapshotName>).transpose();
         let name = name.map_err(|error| EngineError::BadRequest(error.to_string()))?;
-        let stored = self.handle(id)?.snapshot(Order { store: self.snapshots.clone(), name }).await?;
+        let order = Order { store: self.snapshots.clone(), name, clock };
+        let stored = self.handle(id)?.snapshot(order).await?;
         Ok((stored.manifest.id.clone(), Duration::from_micros(stored.manifest.pause_us)))
     }
 
@@ -369,30 +405,43 @@ impl Engine {
     ///
     /// # Errors
     /// All but those of [`Self::create`]; what the command printed so far comes with the error.
-    pub async fn exec(&self, id: &SandboxId, spec: ExecSpec) -> Result<ExecOutput, EngineError> {
+    pub async fn exec(&self, id: &SandboxId, spec: ExecSpec) -> Timed<ExecOutput> {
+        let clock = Clock::start();
+        let outcome = self.exec_timed(id, spec, clock.clone()).await;
+        let timed = clock.finish(Operation::Exec, outcome);
+        debug!(sandbox_id = %id, stages = %timed.timings, "command ended");
+        timed
+    }
+
+    async fn exec_timed(
+        &self,
+        id: &SandboxId,
+        spec: ExecSpec,
+        clock: Clock,
+    ) -> Result<ExecOutput, EngineError> {
         let max = self.shared.config.exec_timeout_max;
         if spec.timeout.is_some_and(|timeout| timeout.is_zero() || timeout > max) {
             return Err(EngineError::BadRequest(format!("timeout_ms must be 1 to {}", max.as_millis())));
         }
         let handle = self.handle(id)?;
         self.foreground.touch();
-        let outcome = handle.exec(spec).await;
+        let outcome = handle.exec(spec, clock).await;
         self.foreground.touch();
         outcome
     }
 
-    /// Destroys a sandbox; completes when all it used is gone. Idempotent.
+    /// Destroys a sandbox; completes when its guest is dead and its files are gone. Idempotent. Tells where the time
+    /// went; nowhere, when it was gone already.
     ///
     /// # Errors
     /// [`EngineError::NotFound`] for an id that never was.
-    pub async fn destroy(&self, id: &SandboxId) -> Result<(), EngineError> {
+    pub async fn destroy(&self, id: &SandboxId) -> Result<Timings, EngineError> {
         match self.handle(id) {
             Ok(handle) => {
                 let _busy = self.foreground.enter();
-                handle.destroy().await;
-                Ok(())
+                Ok(handle.destroy().await)
             }
-            Err(_) if self.table.was_destroyed(id) => Ok(()),
+            Err(_) if self.table.was_destroyed(id) => Ok(Timings::default()),
             Err(error) => Err(error),
         }
     }
@@ -413,6 +462,12 @@ impl Engine {
     #[must_use]
     pub fn pools(&self) -> Pools {
         Pools { warm: self.warm.status(), vmms: self.prepared.status(), slots: self.shared.slots.status() }
+    }
+
+    /// Has the metrics tell how many sandboxes there are, and how full the pools.
+    pub fn measure(&self) {
+        metrics::sandboxes(&self.table.states());
+        self.pools();
     }
 
     /// The settings in force.

@@ -10,6 +10,8 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::{AgentError, ExecOutput, Output, Session, excerpt};
 use crate::config::EngineConfig;
 use crate::error::EngineError;
+use crate::metrics;
+use crate::timing::Clock;
 
 /// A command to run.
 #[derive(Debug, Clone)]
@@ -33,6 +35,7 @@ pub(crate) async fn run(
     spec: ExecSpec,
     config: &EngineConfig,
     doomed: &CancellationToken,
+    clock: &Clock,
 ) -> Result<ExecOutput, EngineError> {
     let limit = spec.timeout.unwrap_or(config.exec_timeout);
     let exec = Exec {
@@ -53,6 +56,12 @@ pub(crate) async fn run(
         () = doomed.cancelled() => None,
         () = overdue => Some(None),
     };
+    let in_guest = match &ran {
+        Some(Some(Ok(exit))) => Duration::from_micros(exit.duration_us),
+        _ => Duration::ZERO,
+    };
+    clock.passed_with("agent", "run", in_guest);
+    metrics::exec_output(output.stdout.len() + output.stderr.len());
     let (id, output) = (id.clone(), Box::new(output));
     match ran {
         None => Err(EngineError::Destroyed { id, output }),

@@ -15,6 +15,7 @@ mod exec;
 mod fingerprint;
 mod guest;
 mod lifecycle;
+mod metrics;
 mod pool;
 mod resources;
 mod sandbox;
@@ -24,7 +25,9 @@ mod snapshots;
 mod sweep;
 mod table;
 mod template;
+mod timing;
 
+pub use self::metrics::describe as describe_metrics;
 pub use agent::{ExecOutput, Output};
 pub use config::EngineConfig;
 pub use engine::{Engine, Pools, ShutdownReport};
@@ -34,3 +37,4 @@ pub use pool::PoolStatus;
 pub use snapshots::{
     GcReport, LockedSnapshotDir, OfflineError, RemovedSnapshot, SavedMachine, SavedSnapshot, SnapshotDir,
 };
+pub use timing::{PoolUse, Timed, Timings};

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use manta_agent_proto::{Identity, Network, Program};
@@ -27,6 +27,7 @@ use crate::exec::{self, ExecSpec};
 use crate::guest;
 use crate::shared::Shared;
 use crate::snapshots::{Stored, Subject};
+use crate::timing::{Clock, Timings};
 
 /// A dead VMM's sockets close this long, at most, before its end is seen.
 const DYING: Duration = Duration::from_millis(500);
@@ -76,14 +77,15 @@ impl Resources {
         start: &Start,
         shared: &Shared,
         leave: &CancellationToken,
+        clock: &Clock,
     ) -> Result<(), EngineError> {
         if self.session.is_some() {
-            return self.rouse(id, shared, leave).await;
+            return self.rouse(id, shared, leave, clock).await;
         }
         if self.vm.is_none() {
-            self.prepare(id, start, shared, leave).await?;
+            self.prepare(id, start, shared, leave, clock).await?;
         }
-        self.start_guest(id, shared, leave).await
+        self.start_guest(id, shared, leave, clock).await
     }
 
     /// Up to a VMM that waits to be started; as [`Self::bring_up`].
@@ -93,8 +95,8 @@ impl Resources {
         start: &Start,
         shared: &Shared,
         leave: &CancellationToken,
+        clock: &Clock,
     ) -> Result<(), EngineError> {
-        let mut clock = Stages::start();
         let config = &shared.config;
         let slot = shared.slots.acquire().await.map_err(host("acquiring a network slot"))?;
         let (index, netns, tap_name) =
@@ -145,7 +147,7 @@ impl Resources {
         };
         self.vm = Some(vm);
         clock.passed("spawn");
-        info!(sandbox_id = %id, total_ms = clock.total_ms(), stages = clock.text, "prepared");
+        info!(sandbox_id = %id, stages = %clock.timings(), "prepared");
         Ok(())
     }
 
@@ -155,8 +157,8 @@ impl Resources {
         id: &SandboxId,
         shared: &Shared,
         leave: &CancellationToken,
+        clock: &Clock,
     ) -> Result<(), EngineError> {
-        let mut clock = Stages::start();
         let config = &shared.config;
         let Some(vm) = self.vm.clone() else { return Err(no_guest()) };
         let network = Network {
@@ -186,7 +188,7 @@ impl Resources {
             }
         };
         self.session = Some(session);
-        info!(sandbox_id = %id, total_ms = clock.total_ms(), stages = clock.text, "created");
+        info!(sandbox_id = %id, stages = %clock.timings(), "created");
         Ok(())
     }
 
@@ -206,7 +208,7 @@ impl Resources {
                 stdin: Bytes::new(),
                 timeout: Some(EXERCISE_LIMIT),
             };
-            exec::run(id, session, spec, &shared.config, &shared.stop).await?;
+            exec::run(id, session, spec, &shared.config, &shared.stop, &Clock::start()).await?;
         }
         Ok(())
     }
@@ -223,6 +225,7 @@ impl Resources {
         id: &SandboxId,
         shared: &Shared,
         leave: &CancellationToken,
+        clock: &Clock,
     ) -> Result<(), EngineError> {
         let (Some(vm), Some(session)) = (&self.vm, &self.session) else { return Err(no_guest()) };
         let limit = shared.config.agent_call_timeout;
@@ -236,7 +239,10 @@ impl Resources {
             () = leave.cancelled() => return Err(left(id, shared)),
         };
         match roused {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(_)) => {
+                clock.passed("rouse");
+                Ok(())
+            }
             Ok(Err(error)) => Err(explain(error, &**vm).await),
             Err(_) => {
                 let reason = format!("no answer within {} ms", limit.as_millis());
@@ -312,8 +318,10 @@ impl Resources {
     }
 
     /// Gives everything back; carries on past errors, which are logged. `keep_dir` leaves the
-    /// directory for whoever looks into a failure.
-    pub(crate) async fn tear_down(&mut self, id: &SandboxId, shared: &Shared, mut keep_dir: bool) {
+    /// directory for whoever looks into a failure. When this is done the VMM is dead and its files are gone; the
+    /// slot goes behind, no longer known by anybody. Tells where the time went.
+    pub(crate) async fn tear_down(&mut self, id: &SandboxId, shared: &Shared, mut keep_dir: bool) -> Timings {
+        let clock = Clock::start();
         (self.session, self.disk) = (None, None);
         if let Some(vm) = self.vm.take() {
             let console = if keep_dir { vm.console().await } else { String::new() };
@@ -330,19 +338,22 @@ impl Resources {
             // Waits for a VMM that is still there.
             drop(spawn_blocking(move || drop(vm)));
         }
+        clock.passed("kill");
         if let Some(slot) = self.slot.take() {
-            shared.slots.release(slot).await;
+            shared.tasks.spawn(shared.slots.release(slot));
         }
         if let Some(dir) = self.dir.take() {
             if keep_dir {
                 warn!(sandbox_id = %id, dir = %dir.display(), "the sandbox's directory is kept until the next start");
-                return;
+                return clock.timings();
             }
             let removed = spawn_blocking(move || remove_dir(&dir)).await;
             if let Ok(Err(error)) = removed {
                 error!(sandbox_id = %id, %error, "the sandbox's directory could not be removed");
             }
         }
+        clock.passed("files");
+        clock.timings()
     }
 
     /// A VMM that cannot be killed may still use the slot: cut it off, and never give it to another.
@@ -428,27 +439,4 @@ fn boot(stage: &'static str) -> impl FnOnce(String) -> EngineError {
 /// A step was asked for before the one it needs: a defect of ours.
 fn no_guest() -> EngineError {
     EngineError::Host { stage: "looking for the guest", reason: "there is none".to_owned() }
-}
-
-/// How long each stage of a creation took.
-struct Stages {
-    started: Instant,
-    last: Instant,
-    text: String,
-}
-
-impl Stages {
-    fn start() -> Self {
-        let now = Instant::now();
-        Self { started: now, last: now, text: String::new() }
-    }
-
-    fn passed(&mut self, stage: &str) {
-        let took = std::mem::replace(&mut self.last, Instant::now()).elapsed();
-        self.text.push_str(&format!("{stage}={:.1}ms ", took.as_secs_f64() * 1e3));
-    }
-
-    fn total_ms(&self) -> f64 {
-        self.started.elapsed().as_secs_f64() * 1e3
-    }
 }

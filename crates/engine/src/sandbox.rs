@@ -1,14 +1,14 @@
 //! One sandbox: a task that owns its resources, and the handle others talk to it through.
 //! The life it leads is drawn in [`crate::lifecycle`].
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use manta_api::{SandboxId, SandboxInfo, SandboxState};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::agent::ExecOutput;
 use crate::error::EngineError;
@@ -17,6 +17,7 @@ use crate::lifecycle::takes_commands;
 use crate::resources::{Death, Resources, Start};
 use crate::shared::Shared;
 use crate::snapshots::{Order, Stored, take};
+use crate::timing::{Clock, Operation, Timings};
 
 /// A connection that is lost sooner than this after it was made anew is not made once more. The first may break at
 /// any time: a restored guest of Firecracker's resets its links, late when it is busy.
@@ -32,7 +33,7 @@ pub(crate) type Answer<T> = oneshot::Sender<Result<T, EngineError>>;
 
 /// What somebody wants of a running sandbox.
 enum Ask {
-    Exec(Box<ExecSpec>, Answer<ExecOutput>),
+    Exec(Box<ExecSpec>, Clock, Answer<ExecOutput>),
     Snapshot(Order, Answer<Arc<Stored>>),
 }
 
@@ -40,10 +41,17 @@ impl Ask {
     fn refuse(self, error: EngineError) {
         // Who asked may be gone.
         match self {
-            Self::Exec(_, answer) => drop(answer.send(Err(error))),
+            Self::Exec(_, _, answer) => drop(answer.send(Err(error))),
             Self::Snapshot(_, answer) => drop(answer.send(Err(error))),
         }
     }
+}
+
+/// Who waits for a new sandbox.
+#[derive(Debug)]
+pub(crate) struct Creator {
+    pub(crate) answer: Answer<()>,
+    pub(crate) clock: Clock,
 }
 
 /// Talks to a sandbox's task.
@@ -52,23 +60,26 @@ pub(crate) struct Handle {
     asks: mpsc::Sender<Ask>,
     info: watch::Receiver<SandboxInfo>,
     leave: CancellationToken,
+    /// Where the time went when it was destroyed; there before its state is [`SandboxState::Stopped`].
+    destroyed: Arc<OnceLock<Timings>>,
 }
 
 impl Handle {
-    /// Starts the task of a new sandbox; `created` gets the outcome, `ended` is called when it is gone.
+    /// Starts the task of a new sandbox; `creator` gets the outcome, `ended` is called when it is gone.
     pub(crate) fn start(
         info: SandboxInfo,
         start: Start,
         resources: Resources,
         shared: Shared,
         permit: OwnedSemaphorePermit,
-        created: Answer<()>,
+        creator: Creator,
         ended: Box<dyn FnOnce() + Send>,
     ) -> Self {
         let id = info.id.clone();
         let (asks, queue) = mpsc::channel(64);
         let (publish, info_receiver) = watch::channel(info);
         let leave = shared.stop.child_token();
+        let destroyed = Arc::default();
         let task = Task {
             id,
             start,
@@ -81,14 +92,19 @@ impl Handle {
             leave: leave.clone(),
             shared,
             permit: Some(permit),
+            destroyed: Arc::clone(&destroyed),
         };
         let tracker = task.shared.tasks.clone();
-        tracker.spawn(task.live(created, ended));
-        Self { asks, info: info_receiver, leave }
+        tracker.spawn(task.live(creator, ended));
+        Self { asks, info: info_receiver, leave, destroyed }
     }
 
     pub(crate) fn info(&self) -> SandboxInfo {
         self.info.borrow().clone()
+    }
+
+    pub(crate) fn state(&self) -> SandboxState {
+        self.info.borrow().state
     }
 
     /// Has the sandbox taken apart, whatever it is doing, unless disarmed.
@@ -97,8 +113,8 @@ impl Handle {
     }
 
     /// Runs a command. Dropping this kills it.
-    pub(crate) async fn exec(&self, spec: ExecSpec) -> Result<ExecOutput, EngineError> {
-        self.ask(|answer| Ask::Exec(Box::new(spec), answer)).await
+    pub(crate) async fn exec(&self, spec: ExecSpec, clock: Clock) -> Result<ExecOutput, EngineError> {
+        self.ask(|answer| Ask::Exec(Box::new(spec), clock, answer)).await
     }
 
     /// Saves the sandbox. Dropping this before it is done leaves no snapshot.
@@ -114,12 +130,13 @@ impl Handle {
         answered.await.unwrap_or_else(|_| Err(not_running(&self.info.borrow())))
     }
 
-    /// Completes when the sandbox and all it used are gone.
-    pub(crate) async fn destroy(&self) {
+    /// Completes when the sandbox and all it used are gone; tells where the time went.
+    pub(crate) async fn destroy(&self) -> Timings {
         self.leave.cancel();
         let mut info = self.info.clone();
         // An error means that the task is gone, and the sandbox with it.
         let _ = info.wait_for(|info| info.state == SandboxState::Stopped).await;
+        self.destroyed.get().cloned().unwrap_or_default()
     }
 }
 
@@ -140,11 +157,13 @@ struct Task {
     shared: Shared,
     /// Its place among all sandboxes; a failed one keeps it until it is destroyed.
     permit: Option<OwnedSemaphorePermit>,
+    destroyed: Arc<OnceLock<Timings>>,
 }
 
 impl Task {
-    async fn live(mut self, created: Answer<()>, ended: Box<dyn FnOnce() + Send>) {
-        match self.bring_up().await {
+    async fn live(mut self, creator: Creator, ended: Box<dyn FnOnce() + Send>) {
+        let Creator { answer: created, clock } = creator;
+        match self.bring_up(&clock).await {
             Ok(()) => {
                 let (pid, address) = (self.resources.pid(), self.resources.host_address());
                 self.info.send_modify(|info| {
@@ -155,13 +174,14 @@ impl Task {
                 // A creator that is gone has cancelled `leave`.
                 let _ = created.send(Ok(()));
                 self.serve().await;
+                let clock = Clock::start();
                 self.drain().await;
-                self.end(false, ended).await;
+                self.end(false, clock, ended).await;
             }
             Err(error) => {
                 warn!(sandbox_id = %self.id, %error, "not created");
                 let keep = self.shared.config.keep_failed && matches!(error, EngineError::BootFailed { .. });
-                self.end(keep, ended).await;
+                self.end(keep, Clock::start(), ended).await;
                 // Whoever is told may try again at once.
                 drop(self.permit.take());
                 let _ = created.send(Err(error));
@@ -170,11 +190,11 @@ impl Task {
     }
 
     /// To a running guest; whoever asks for a command meanwhile is refused.
-    async fn bring_up(&mut self) -> Result<(), EngineError> {
+    async fn bring_up(&mut self, clock: &Clock) -> Result<(), EngineError> {
         let (id, start) = (self.id.clone(), self.start.clone());
         let (shared, leave) = (self.shared.clone(), self.leave.clone());
         // Never dropped on the way: a step that runs off this task would go on without an owner.
-        let mut up = std::pin::pin!(self.resources.bring_up(&id, &start, &shared, &leave));
+        let mut up = std::pin::pin!(self.resources.bring_up(&id, &start, &shared, &leave, clock));
         loop {
             tokio::select! {
                 outcome = &mut up => return outcome,
@@ -233,11 +253,13 @@ impl Task {
         }
         let (shared, doomed) = (self.shared.clone(), self.doomed.clone());
         match ask {
-            Ask::Exec(spec, mut answer) => drop(self.jobs.spawn(async move {
+            Ask::Exec(spec, clock, mut answer) => drop(self.jobs.spawn(async move {
+                clock.passed("queue");
+                let session = &subject.session;
                 let outcome = tokio::select! {
                     biased;
                     () = answer.closed() => return,
-                    outcome = exec::run(&info.id, &subject.session, *spec, &shared.config, &doomed) => outcome,
+                    outcome = exec::run(&info.id, session, *spec, &shared.config, &doomed, &clock) => outcome,
                 };
                 let _ = answer.send(outcome);
             })),
@@ -250,6 +272,7 @@ impl Task {
                         () = doomed.cancelled() => return,
                         alone = saving.lock() => alone,
                     };
+                    order.clock.passed("queue");
                     take(&info, subject, order, &shared, &doomed, answer).await;
                 });
             }
@@ -285,7 +308,7 @@ impl Task {
         self.resources.tear_down(&self.id, &self.shared, false).await;
     }
 
-    async fn end(&mut self, keep_dir: bool, ended: Box<dyn FnOnce() + Send>) {
+    async fn end(&mut self, keep_dir: bool, clock: Clock, ended: Box<dyn FnOnce() + Send>) {
         self.info.send_modify(|info| info.state = SandboxState::Stopping);
         self.doomed.cancel();
         self.jobs.close();
@@ -294,12 +317,17 @@ impl Task {
             self.resources.kill().await;
             self.jobs.wait().await;
         }
-        self.resources.tear_down(&self.id, &self.shared, keep_dir).await;
+        clock.passed("drain");
+        clock.include(self.resources.tear_down(&self.id, &self.shared, keep_dir).await);
         ended();
         self.queue.close();
         while let Some(ask) = self.queue.recv().await {
             ask.refuse(not_running(&self.info.borrow()));
         }
+        let timings = clock.finish(Operation::Destroy, Ok(())).timings;
+        info!(sandbox_id = %self.id, stages = %timings, "destroyed");
+        // Nobody else sets it.
+        let _ = self.destroyed.set(timings);
         self.info.send_modify(|info| {
             info.state = SandboxState::Stopped;
             info.pid = None;

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::confine::Confinement;
+use crate::metrics::Pool;
 use crate::pool::{PoolStatus, Stats};
 
 /// Indices a slot can have; the address pairs of 198.18.0.0/15 would allow more.
@@ -45,7 +46,7 @@ impl Slots {
             target,
             state: Mutex::new(state),
             refill: Notify::new(),
-            stats: Stats::default(),
+            stats: Stats::of(Pool::Slots),
         })
     }
 
@@ -86,11 +87,10 @@ impl Slots {
         loop {
             while self.state().ready.len() < self.target && !stop.is_cancelled() {
                 let began = Instant::now();
-                match self.make().await {
-                    Ok(slot) => {
-                        self.stats.refilled(began.elapsed());
-                        self.offer(slot).await;
-                    }
+                let made = self.make().await;
+                self.stats.refilled(began.elapsed(), made.is_ok());
+                match made {
+                    Ok(slot) => self.offer(slot).await,
                     Err(error) => {
                         warn!(%error, "cannot make a network slot ahead of time");
                         break;

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use manta_api::{SandboxId, SandboxInfo};
+use manta_api::{SandboxId, SandboxInfo, SandboxState};
 
 use crate::sandbox::Handle;
 
@@ -60,6 +60,11 @@ impl Table {
 
     pub(crate) fn len(&self) -> usize {
         self.lock().sandboxes.len()
+    }
+
+    /// The state of each, in no order.
+    pub(crate) fn states(&self) -> Vec<SandboxState> {
+        self.lock().sandboxes.values().map(Handle::state).collect()
     }
 
     /// All of them, oldest first.

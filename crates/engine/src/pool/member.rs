@@ -11,6 +11,7 @@ use crate::error::EngineError;
 use crate::resources::{Resources, Start};
 use crate::shared::{Shared, random};
 use crate::snapshots::Stored;
+use crate::timing::{Clock, Operation, Timed};
 
 /// What waits, and the sandbox it will be.
 #[derive(Debug)]
@@ -25,22 +26,35 @@ pub(crate) struct Member {
 
 impl Member {
     /// A VMM that waits to load the snapshot.
-    pub(super) async fn prepare(of: Arc<Stored>, shared: &Shared) -> Result<Self, EngineError> {
-        let mut member = Self::new(of)?;
-        let start = Start::Restore(member.of.clone());
-        let prepared = member.resources.prepare(&member.id, &start, shared, &shared.stop).await;
-        member.or_discard(prepared, shared)
+    pub(super) async fn prepare(of: Arc<Stored>, shared: &Shared) -> Timed<Self> {
+        let clock = Clock::start();
+        let prepared = async {
+            let mut member = Self::new(of)?;
+            let start = Start::Restore(member.of.clone());
+            let prepared = member.resources.prepare(&member.id, &start, shared, &shared.stop, &clock).await;
+            member.or_discard(prepared, shared)
+        };
+        let prepared = prepared.await;
+        clock.finish(Operation::Prepare, prepared)
     }
 
     /// A sandbox that was restored, has run `walk`, and rests.
-    pub(super) async fn warm(of: Arc<Stored>, walk: Walk, shared: &Shared) -> Result<Self, EngineError> {
+    pub(super) async fn warm(
+        of: Arc<Stored>,
+        walk: Walk,
+        shared: &Shared,
+        clock: &Clock,
+    ) -> Result<Self, EngineError> {
         let mut member = Self::new(of)?;
         let start = Start::Restore(member.of.clone());
         let (id, resources) = (&member.id, &mut member.resources);
         let up = async {
-            resources.bring_up(id, &start, shared, &shared.stop).await?;
+            resources.bring_up(id, &start, shared, &shared.stop, clock).await?;
             resources.exercise(id, &walk.programs(), shared).await?;
-            resources.rest().await
+            clock.passed("exercise");
+            resources.rest().await?;
+            clock.passed("rest");
+            Ok(())
         };
         let up = up.await;
         member.fresh = Instant::now();
@@ -51,7 +65,7 @@ impl Member {
     pub(super) async fn freshen(mut self, shared: &Shared) -> Result<Self, EngineError> {
         let resources = &self.resources;
         let freshened = async {
-            resources.rouse(&self.id, shared, &shared.stop).await?;
+            resources.rouse(&self.id, shared, &shared.stop, &Clock::start()).await?;
             resources.rest().await
         };
         let freshened = freshened.await;
@@ -78,7 +92,9 @@ impl Member {
     /// Takes it apart, in the background.
     pub(super) fn discard(mut self, shared: &Shared) {
         let owner = shared.clone();
-        shared.tasks.spawn(async move { self.resources.tear_down(&self.id, &owner, false).await });
+        shared.tasks.spawn(async move {
+            self.resources.tear_down(&self.id, &owner, false).await;
+        });
     }
 }
 

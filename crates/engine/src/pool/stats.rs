@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::metrics::Pool;
+
 /// Refills of which the median is taken: the last ones.
 const REFILLS: usize = 64;
 
@@ -23,27 +25,41 @@ pub struct PoolStatus {
     pub refill_p50: Option<Duration>,
 }
 
-/// Counts for one pool.
-#[derive(Debug, Default)]
+/// Counts for one pool, also in the metrics.
+#[derive(Debug)]
 pub(crate) struct Stats {
+    pool: Pool,
     hits: AtomicU64,
     misses: AtomicU64,
     refills: Mutex<VecDeque<Duration>>,
 }
 
 impl Stats {
+    pub(crate) fn of(pool: Pool) -> Self {
+        Self { pool, hits: AtomicU64::new(0), misses: AtomicU64::new(0), refills: Mutex::default() }
+    }
+
+    /// Somebody asked for one, and one waited, or none did.
     pub(crate) fn claimed(&self, hit: bool) {
+        self.pool.claimed(hit);
         let counter = if hit { &self.hits } else { &self.misses };
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn refilled(&self, took: Duration) {
+    /// One was made, or could not be.
+    pub(crate) fn refilled(&self, took: Duration, ok: bool) {
+        self.pool.refilled(took, ok);
+        if !ok {
+            return;
+        }
         let mut refills = self.refills.lock().unwrap_or_else(PoisonError::into_inner);
         refills.truncate(REFILLS - 1);
         refills.push_front(took);
     }
 
+    /// With what the pool itself knows.
     pub(crate) fn status(&self, depth: usize, target: usize) -> PoolStatus {
+        self.pool.level(depth, target);
         let mut refills: Vec<_> =
             self.refills.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
         refills.sort_unstable();
@@ -63,9 +79,10 @@ mod tests {
 
     #[test]
     fn the_median_is_of_the_last_refills() {
-        let stats = Stats::default();
+        let stats = Stats::of(Pool::Warm);
         assert_eq!(stats.status(0, 2).refill_p50, None);
-        (0..100).for_each(|ms| stats.refilled(Duration::from_millis(ms)));
+        (0..100).for_each(|ms| stats.refilled(Duration::from_millis(ms), true));
+        stats.refilled(Duration::MAX, false);
         stats.claimed(true);
         stats.claimed(true);
         stats.claimed(false);

@@ -3,14 +3,15 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use tokio::sync::Notify;
 use tracing::warn;
 
 use super::{Member, PoolStatus, Stats};
+use crate::metrics::Pool;
 use crate::shared::Shared;
 use crate::snapshots::Stored;
+use crate::timing::Timed;
 
 /// The pool.
 #[derive(Debug)]
@@ -29,7 +30,12 @@ struct State {
 
 impl PreparedVms {
     pub(crate) fn new(target: usize) -> Arc<Self> {
-        Arc::new(Self { target, state: Mutex::default(), refill: Notify::new(), stats: Stats::default() })
+        Arc::new(Self {
+            target,
+            state: Mutex::default(),
+            refill: Notify::new(),
+            stats: Stats::of(Pool::Vmms),
+        })
     }
 
     /// Has VMMs wait for this snapshot from now on, or no more of them.
@@ -76,10 +82,10 @@ impl PreparedVms {
             };
             outdated.into_iter().for_each(|member| member.discard(&shared));
             if let Some(of) = wanted {
-                let began = Instant::now();
-                match Member::prepare(of, &shared).await {
+                let Timed { outcome, timings } = Member::prepare(of, &shared).await;
+                self.stats.refilled(timings.total(), outcome.is_ok());
+                match outcome {
                     Ok(member) => {
-                        self.stats.refilled(began.elapsed());
                         self.state().waiting.push_back(member);
                         continue;
                     }

@@ -18,8 +18,10 @@ use super::plan::{self, Supply};
 use super::{Foreground, PoolStatus, Stats, headroom};
 use crate::admission::Admission;
 use crate::error::EngineError;
+use crate::metrics::Pool;
 use crate::shared::Shared;
 use crate::snapshots::Stored;
+use crate::timing::{Clock, Operation, Timed};
 
 /// How often a waiting guest has to show that it still answers.
 const FRESHEN: Duration = Duration::from_secs(60);
@@ -80,7 +82,7 @@ impl WarmPool {
         foreground: Arc<Foreground>,
         admission: Arc<Admission>,
     ) -> Arc<Self> {
-        let (state, changed, stats) = (Mutex::default(), Arc::default(), Stats::default());
+        let (state, changed, stats) = (Mutex::default(), Arc::default(), Stats::of(Pool::Warm));
         Arc::new(Self { target, max_age, foreground, admission, state, changed, stats })
     }
 
@@ -236,7 +238,7 @@ impl WarmPool {
     }
 
     async fn make(self: Arc<Self>, of: Arc<Stored>, shared: Shared) {
-        let began = Instant::now();
+        let clock = Clock::start();
         let is_golden = self.state().demand.is_golden(&of);
         let made = async {
             let host = shared.clone();
@@ -244,13 +246,12 @@ impl WarmPool {
             room.unwrap_or_else(|panicked| Err(panicked.to_string()))
                 .map_err(|reason| EngineError::Host { stage: "looking for room ahead of time", reason })?;
             let walk = if is_golden { Walk::Login } else { Walk::Bare };
-            Member::warm(of.clone(), walk, &shared).await
+            Member::warm(of.clone(), walk, &shared, &clock).await
         };
         let made = made.await;
-        if made.is_ok() {
-            self.stats.refilled(began.elapsed());
-        }
-        self.made(&of, made, &shared);
+        let Timed { outcome, timings } = clock.finish(Operation::Warm, made);
+        self.stats.refilled(timings.total(), outcome.is_ok());
+        self.made(&of, outcome, &shared);
     }
 
     async fn freshen(self: Arc<Self>, member: Member, shared: Shared) {

@@ -12,6 +12,7 @@ use super::{Order, Store, Stored};
 use crate::error::EngineError;
 use crate::exec::ExecSpec;
 use crate::sandbox::Handle;
+use crate::timing::Clock;
 
 /// For one of the commands below, on a slow host.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -35,9 +36,9 @@ pub(crate) async fn make(sandbox: &Handle, store: Store) -> Result<Arc<Stored>, 
             stdin: Bytes::new(),
             timeout: Some(LIMIT),
         };
-        sandbox.exec(spec).await?;
+        sandbox.exec(spec, Clock::start()).await?;
     }
-    let stored = sandbox.snapshot(Order { store, name: None }).await?;
+    let stored = sandbox.snapshot(Order { store, name: None, clock: Clock::start() }).await?;
     info!(took = ?started.elapsed(), "golden snapshot made");
     Ok(stored)
 }

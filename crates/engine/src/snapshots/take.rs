@@ -21,6 +21,7 @@ use crate::artifacts::by_descriptor;
 use crate::error::{EngineError, chain};
 use crate::guest;
 use crate::shared::Shared;
+use crate::timing::Clock;
 
 /// For a guest to write what it has cached to its disk, and to send what is due.
 const PARK_LIMIT: Duration = Duration::from_secs(60);
@@ -40,6 +41,7 @@ pub(crate) struct Order {
     /// Where to.
     pub(crate) store: Store,
     pub(crate) name: Option<SnapshotName>,
+    pub(crate) clock: Clock,
 }
 
 /// Takes a snapshot and answers; to be awaited to its end, which `doomed` hastens: then the sandbox is of no use any
@@ -68,13 +70,13 @@ async fn save(
     doomed: &CancellationToken,
     unwanted: impl Fn() -> bool,
 ) -> Result<Arc<Stored>, EngineError> {
-    let Subject { vm, session, disk } = subject;
-    let Order { store, name } = order;
+    let Order { store, name, clock } = order;
     let mem_bytes = u64::from(shared.config.mem_mib) << 20;
-    let disk_bytes = disk.metadata().map_or(0, |found| found.blocks() * 512);
+    let disk_bytes = subject.disk.metadata().map_or(0, |found| found.blocks() * 512);
     let draft = blocking(move || store.begin(name, mem_bytes + disk_bytes)).await?;
-    match fill(info, &vm, &session, disk, &draft, shared, doomed).await {
-        Ok(pause) if !unwanted() => commit(info, draft, pause, shared).await,
+    clock.passed("draft");
+    match fill(info, subject, &draft, shared, doomed, &clock).await {
+        Ok(pause) if !unwanted() => commit(info, draft, pause, shared, &clock).await,
         outcome => {
             let removed = spawn_blocking(move || drop(draft)).await;
             debug_assert!(removed.is_ok(), "dropping a draft panicked");
@@ -86,19 +88,22 @@ async fn save(
 /// Saves the guest to the draft; says how long it was paused.
 async fn fill(
     info: &SandboxInfo,
-    vm: &Arc<dyn MicroVm>,
-    session: &Session,
-    disk: Arc<File>,
+    subject: Subject,
     draft: &Draft,
     shared: &Shared,
     doomed: &CancellationToken,
+    clock: &Clock,
 ) -> Result<Duration, EngineError> {
+    let Subject { vm, session, disk } = subject;
     // How long the guest takes is up to the guest.
     let parked = doomed.run_until_cancelled(session.park(PARK_LIMIT)).await.ok_or_else(|| going(info))?;
     parked.map_err(|error| failed("parking the agent", &error))?;
-    let paused = pause_and_save(&**vm, draft, disk, shared).await;
+    clock.passed("park");
+    let paused = pause_and_save(&*vm, draft, disk, shared).await;
+    clock.passed_with("save", "pause", *paused.as_ref().unwrap_or(&Duration::ZERO));
     // Whatever happened, the guest goes on if it can.
-    let resumed = doomed.run_until_cancelled(guest::resume(&**vm, session, &shared.config)).await;
+    let resumed = doomed.run_until_cancelled(guest::resume(&*vm, &session, &shared.config)).await;
+    clock.passed("resume");
     let pause = paused?;
     resumed.ok_or_else(|| going(info))?.map_err(|error| failed("letting the guest go on", &error))?;
     Ok(pause)
@@ -109,12 +114,15 @@ async fn commit(
     draft: Draft,
     pause: Duration,
     shared: &Shared,
+    clock: &Clock,
 ) -> Result<Arc<Stored>, EngineError> {
     let created_unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let (sandbox_id, machine) = (info.id.clone(), shared.machine.as_ref().clone());
     let created_unix_ms = u64::try_from(created_unix_ms).unwrap_or_default();
     let stored = blocking(move || draft.commit(sandbox_id, created_unix_ms, machine, pause)).await?;
-    info!(sandbox_id = %info.id, snapshot_id = %stored.manifest.id, ?pause, "snapshot taken");
+    clock.passed("commit");
+    let stages = clock.timings();
+    info!(sandbox_id = %info.id, snapshot_id = %stored.manifest.id, ?pause, %stages, "snapshot taken");
     Ok(stored)
 }
 

@@ -47,7 +47,7 @@ pub(super) async fn exec(
         timeout: request.timeout_ms.map(Duration::from_millis),
     };
     let encode = encoder(request.encoding);
-    let ran = state.engine.exec(&request.sandbox_id, spec).await;
+    let ran = state.engine.exec(&request.sandbox_id, spec).await.outcome;
     let ran = ran.map_err(|error| ApiError::from_engine(&error, encode))?;
     Ok(axum::Json(ExecResponse {
         stdout: encode(&ran.output.stdout),

@@ -29,7 +29,7 @@ pub(super) async fn create(
     State(state): State<AppState>,
     OptionalJson(CreateRequest {}): OptionalJson<CreateRequest>,
 ) -> Result<axum::Json<CreateResponse>, ApiError> {
-    let sandbox_id = state.engine.create().await?;
+    let sandbox_id = state.engine.create().await.outcome?;
     Ok(axum::Json(CreateResponse { sandbox_id }))
 }
 

@@ -33,7 +33,8 @@ pub(super) async fn create(
     State(state): State<AppState>,
     Json(request): Json<SnapshotCreateRequest>,
 ) -> Result<axum::Json<SnapshotCreateResponse>, ApiError> {
-    let (snapshot_id, pause) = state.engine.snapshot(&request.sandbox_id, request.name.as_deref()).await?;
+    let (snapshot_id, pause) =
+        state.engine.snapshot(&request.sandbox_id, request.name.as_deref()).await.outcome?;
     let pause_us = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
     Ok(axum::Json(SnapshotCreateResponse { snapshot_id, pause_us }))
 }
@@ -60,7 +61,7 @@ pub(super) async fn restore(
     State(state): State<AppState>,
     Json(request): Json<SnapshotRestoreRequest>,
 ) -> Result<axum::Json<CreateResponse>, ApiError> {
-    let sandbox_id = state.engine.restore(&request.snapshot_id).await?;
+    let sandbox_id = state.engine.restore(&request.snapshot_id).await.outcome?;
     Ok(axum::Json(CreateResponse { sandbox_id }))
 }
 
