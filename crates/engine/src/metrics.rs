@@ -6,6 +6,7 @@ use std::time::Duration;
 use ::metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use manta_api::SandboxState;
 
+use crate::engine::Pools;
 use crate::timing::{Operation, Timings};
 
 /// How long a stage of an operation took.
@@ -67,12 +68,6 @@ impl Pool {
         counter!(POOL_REFILLS, "pool" => self.as_str(), "result" => outcome(ok)).increment(1);
         histogram!(POOL_REFILL_SECONDS, "pool" => self.as_str()).record(took);
     }
-
-    /// How many wait, and how many should.
-    pub(crate) fn level(self, depth: usize, target: usize) {
-        gauge!(POOL_DEPTH, "pool" => self.as_str()).set(float(depth));
-        gauge!(POOL_TARGET, "pool" => self.as_str()).set(float(target));
-    }
 }
 
 /// Tells the recorder the unit and meaning of each metric; once, after it was installed.
@@ -125,6 +120,14 @@ pub(crate) fn sandboxes(states: &[SandboxState]) {
     for (state, name) in STATES {
         let count = states.iter().filter(|&&other| other == state).count();
         gauge!(SANDBOXES, "state" => name).set(float(count));
+    }
+}
+
+/// How many wait in each pool, and how many should.
+pub(crate) fn pools(Pools { warm, vmms, slots }: Pools) {
+    for (pool, status) in [(Pool::Warm, warm), (Pool::Vmms, vmms), (Pool::Slots, slots)] {
+        gauge!(POOL_DEPTH, "pool" => pool.as_str()).set(float(status.depth));
+        gauge!(POOL_TARGET, "pool" => pool.as_str()).set(float(status.target));
     }
 }
 

@@ -59,7 +59,6 @@ impl Stats {
 
     /// With what the pool itself knows.
     pub(crate) fn status(&self, depth: usize, target: usize) -> PoolStatus {
-        self.pool.level(depth, target);
         let mut refills: Vec<_> =
             self.refills.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
         refills.sort_unstable();

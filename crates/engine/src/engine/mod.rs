@@ -1,14 +1,14 @@
 //! The way in: a table of sandboxes and what they share.
 
-use std::net::Ipv4Addr;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+mod begin;
 
-use manta_api::{SandboxId, SandboxInfo, SandboxState, SnapshotId, SnapshotInfo};
+use std::sync::Arc;
+use std::time::Duration;
+
+use manta_api::{SandboxId, SandboxInfo, SnapshotId, SnapshotInfo};
 use manta_host::disk::{CloneMode, reflink_supported};
 use manta_host::lock::{ServerLock, WorkDirLock};
-use manta_host::net::{GUEST, HostNetwork};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use manta_host::net::HostNetwork;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -23,16 +23,16 @@ use crate::error::{EngineError, StartError};
 use crate::exec::ExecSpec;
 use crate::fingerprint;
 use crate::metrics;
-use crate::pool::{Foreground, Member, PoolStatus, PreparedVms, WarmPool};
-use crate::resources::{Resources, Start};
-use crate::sandbox::{Creator, Handle};
-use crate::shared::{Shared, random};
+use crate::pool::{Foreground, PoolStatus, PreparedVms, WarmPool};
+use crate::resources::Start;
+use crate::sandbox::Handle;
+use crate::shared::Shared;
 use crate::slots::Slots;
 use crate::snapshots::{Limits, Order, SnapshotName, Store, StoreError, Stored, blocking, golden};
 use crate::sweep::sweep;
 use crate::table::Table;
 use crate::template::Template;
-use crate::timing::{Clock, Operation, PoolUse, Timed, Timings};
+use crate::timing::{Clock, Operation, Timed, Timings};
 
 /// Longest a shutdown waits for sandboxes to go.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
@@ -193,14 +193,6 @@ impl Engine {
         made
     }
 
-    /// No more of it: every sandbox boots.
-    fn give_up_golden(&self, reason: String) {
-        warn!(reason, "the golden snapshot is of no use any more: every sandbox boots");
-        self.template.give_up(reason);
-        self.prepared.set(None);
-        self.warm.set_golden(None);
-    }
-
     /// A new sandbox, ready for commands. Dropping this takes apart what was begun.
     ///
     /// # Errors
@@ -212,30 +204,6 @@ impl Engine {
         clock.finish(Operation::Create, outcome)
     }
 
-    async fn create_timed(&self, clock: &Clock) -> Result<SandboxId, EngineError> {
-        let _busy = self.foreground.enter();
-        let Some(golden) = self.template.current() else { return self.begin(Start::Boot, clock).await };
-        if let Some(id) = self.claim(&golden, true, clock).await? {
-            return Ok(id);
-        }
-        let checked = golden.clone();
-        if let Err(error) = blocking(move || checked.check()).await {
-            self.give_up_golden(error.to_string());
-            return self.begin(Start::Boot, clock).await;
-        }
-        clock.passed("check");
-        let outcome = self.begin(Start::Restore(golden), clock).await;
-        let judged = match &outcome {
-            Ok(_) => self.template.restored(true),
-            Err(EngineError::BootFailed { .. }) => self.template.restored(false),
-            Err(_) => None,
-        };
-        if let Some(reason) = judged {
-            self.give_up_golden(reason);
-        }
-        outcome
-    }
-
     /// A new sandbox that goes on where a snapshot was taken. Dropping this takes apart what was begun.
     ///
     /// # Errors
@@ -245,115 +213,6 @@ impl Engine {
         let clock = Clock::start();
         let outcome = self.restore_timed(id, &clock).await;
         clock.finish(Operation::Restore, outcome)
-    }
-
-    async fn restore_timed(&self, id: &SnapshotId, clock: &Clock) -> Result<SandboxId, EngineError> {
-        let _busy = self.foreground.enter();
-        let stored = self.stored(id).await?;
-        clock.passed("check");
-        if let Some(id) = self.claim(&stored, false, clock).await? {
-            return Ok(id);
-        }
-        let restored = self.begin(Start::Restore(stored), clock).await;
-        if restored.is_err() {
-            // When it was deleted meanwhile, that is the reason.
-            self.stored(id).await?;
-        }
-        restored
-    }
-
-    /// A user's snapshot that can be restored here.
-    async fn stored(&self, id: &SnapshotId) -> Result<Arc<Stored>, EngineError> {
-        let (snapshots, machine, id) = (self.snapshots.clone(), self.shared.machine.clone(), id.clone());
-        blocking(move || snapshots.get(&id, &machine)).await
-    }
-
-    /// One that waited for this snapshot, if there is one that still answers.
-    async fn claim(
-        &self,
-        of: &Arc<Stored>,
-        is_golden: bool,
-        clock: &Clock,
-    ) -> Result<Option<SandboxId>, EngineError> {
-        let place = self.admission.place()?;
-        let Some(Member { id, resources, .. }) = self.warm.claim(of, is_golden, &self.shared).await else {
-            return Ok(None);
-        };
-        clock.claimed(PoolUse::Hit);
-        match self.bring_up(id, Start::Restore(of.clone()), resources, place, clock).await {
-            Ok(id) => Ok(Some(id)),
-            Err(error @ EngineError::BootFailed { .. }) => {
-                warn!(%error, "a sandbox that waited is of no use; another is made");
-                clock.passed("lost");
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Brings up a sandbox when it is its turn. When the VMM of a restored one dies on the way, which one that
-    /// waited may have done already, it is tried once more: nothing was handed out.
-    async fn begin(&self, start: Start, clock: &Clock) -> Result<SandboxId, EngineError> {
-        let place = self.admission.place()?;
-        self.warm.places_changed();
-        let _turn = self.admission.turn().await?;
-        clock.passed("queue");
-        let prepared = match &start {
-            Start::Restore(of) => self.prepared.claim(of, &self.shared).await,
-            Start::Boot => None,
-        };
-        clock.claimed(if prepared.is_some() { PoolUse::Prepared } else { PoolUse::Miss });
-        let (id, resources) = match prepared {
-            Some(Member { id, resources, .. }) => (id, resources),
-            None => (SandboxId::from_random(random()?), Resources::default()),
-        };
-        let is_restore = matches!(start, Start::Restore(_));
-        match self.bring_up(id, start.clone(), resources, place, clock).await {
-            Err(error @ EngineError::BootFailed { ended: true, .. }) if is_restore => {
-                warn!(%error, "the microVM of a new sandbox died; another is made");
-                clock.passed("lost");
-                let id = SandboxId::from_random(random()?);
-                self.bring_up(id, start, Resources::default(), self.admission.place()?, clock).await
-            }
-            outcome => outcome,
-        }
-    }
-
-    async fn bring_up(
-        &self,
-        id: SandboxId,
-        start: Start,
-        resources: Resources,
-        permit: OwnedSemaphorePermit,
-        clock: &Clock,
-    ) -> Result<SandboxId, EngineError> {
-        if self.shared.stop.is_cancelled() {
-            return Err(EngineError::ShuttingDown);
-        }
-        let info = SandboxInfo {
-            id: id.clone(),
-            state: SandboxState::Creating,
-            reason: None,
-            vmm: self.shared.config.vmm.info().kind.to_string(),
-            snapshot_id: match &start {
-                Start::Restore(stored) => Some(stored.manifest.id.clone()),
-                Start::Boot => None,
-            },
-            created_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
-            pid: None,
-            guest_address: GUEST.address,
-            host_address: Ipv4Addr::UNSPECIFIED,
-        };
-        let (answer, outcome) = oneshot::channel();
-        let creator = Creator { answer, clock: clock.clone() };
-        let shared = self.shared.clone();
-        let handle = self
-            .table
-            .insert(&id, |ended| Handle::start(info, start, resources, shared, permit, creator, ended));
-        let guard = handle.leave_on_drop();
-        outcome.await.unwrap_or(Err(EngineError::ShuttingDown))?;
-        guard.disarm();
-        Ok(id)
     }
 
     /// Saves a running sandbox, which goes on running. Dropping this leaves no snapshot.
@@ -467,7 +326,7 @@ impl Engine {
     /// Has the metrics tell how many sandboxes there are, and how full the pools.
     pub fn measure(&self) {
         metrics::sandboxes(&self.table.states());
-        self.pools();
+        metrics::pools(self.pools());
     }
 
     /// The settings in force.

@@ -1,0 +1,169 @@
+//! How a sandbox begins: claimed from a pool, restored in its turn, or booted. Nothing is handed out before its guest
+//! is adopted, and nothing is left of what could not be.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use manta_api::{SandboxId, SandboxInfo, SandboxState, SnapshotId};
+use manta_host::net::GUEST;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tracing::warn;
+
+use super::Engine;
+use crate::error::EngineError;
+use crate::pool::Member;
+use crate::resources::{Resources, Start};
+use crate::sandbox::{Creator, Handle};
+use crate::shared::random;
+use crate::snapshots::{Stored, blocking};
+use crate::timing::{Clock, PoolUse};
+
+impl Engine {
+    /// See [`Engine::create`].
+    pub(super) async fn create_timed(&self, clock: &Clock) -> Result<SandboxId, EngineError> {
+        let _busy = self.foreground.enter();
+        let Some(golden) = self.template.current() else { return self.begin(Start::Boot, clock).await };
+        if let Some(id) = self.claim(&golden, true, clock).await? {
+            return Ok(id);
+        }
+        let checked = golden.clone();
+        if let Err(error) = blocking(move || checked.check()).await {
+            self.give_up_golden(error.to_string());
+            return self.begin(Start::Boot, clock).await;
+        }
+        clock.passed("check");
+        let outcome = self.begin(Start::Restore(golden), clock).await;
+        let judged = match &outcome {
+            Ok(_) => self.template.restored(true),
+            Err(EngineError::BootFailed { .. }) => self.template.restored(false),
+            Err(_) => None,
+        };
+        if let Some(reason) = judged {
+            self.give_up_golden(reason);
+        }
+        outcome
+    }
+
+    /// See [`Engine::restore`].
+    pub(super) async fn restore_timed(
+        &self,
+        id: &SnapshotId,
+        clock: &Clock,
+    ) -> Result<SandboxId, EngineError> {
+        let _busy = self.foreground.enter();
+        let stored = self.stored(id).await?;
+        clock.passed("check");
+        if let Some(id) = self.claim(&stored, false, clock).await? {
+            return Ok(id);
+        }
+        let restored = self.begin(Start::Restore(stored), clock).await;
+        if restored.is_err() {
+            // When it was deleted meanwhile, that is the reason.
+            self.stored(id).await?;
+        }
+        restored
+    }
+
+    /// A user's snapshot that can be restored here.
+    async fn stored(&self, id: &SnapshotId) -> Result<Arc<Stored>, EngineError> {
+        let (snapshots, machine, id) = (self.snapshots.clone(), self.shared.machine.clone(), id.clone());
+        blocking(move || snapshots.get(&id, &machine)).await
+    }
+
+    /// One that waited for this snapshot, if there is one that still answers.
+    async fn claim(
+        &self,
+        of: &Arc<Stored>,
+        is_golden: bool,
+        clock: &Clock,
+    ) -> Result<Option<SandboxId>, EngineError> {
+        let place = self.admission.place()?;
+        let Some(Member { id, resources, .. }) = self.warm.claim(of, is_golden, &self.shared).await else {
+            return Ok(None);
+        };
+        clock.claimed(PoolUse::Hit);
+        match self.bring_up(id, Start::Restore(of.clone()), resources, place, clock).await {
+            Ok(id) => Ok(Some(id)),
+            Err(error @ EngineError::BootFailed { .. }) => {
+                warn!(%error, "a sandbox that waited is of no use; another is made");
+                clock.passed("lost");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Brings up a sandbox when it is its turn. When the VMM of a restored one dies on the way, which one that
+    /// waited may have done already, it is tried once more: nothing was handed out.
+    pub(super) async fn begin(&self, start: Start, clock: &Clock) -> Result<SandboxId, EngineError> {
+        let place = self.admission.place()?;
+        self.warm.places_changed();
+        let _turn = self.admission.turn().await?;
+        clock.passed("queue");
+        let prepared = match &start {
+            Start::Restore(of) => self.prepared.claim(of, &self.shared).await,
+            Start::Boot => None,
+        };
+        clock.claimed(if prepared.is_some() { PoolUse::Prepared } else { PoolUse::Miss });
+        let (id, resources) = match prepared {
+            Some(Member { id, resources, .. }) => (id, resources),
+            None => (SandboxId::from_random(random()?), Resources::default()),
+        };
+        let is_restore = matches!(start, Start::Restore(_));
+        match self.bring_up(id, start.clone(), resources, place, clock).await {
+            Err(error @ EngineError::BootFailed { ended: true, .. }) if is_restore => {
+                warn!(%error, "the microVM of a new sandbox died; another is made");
+                clock.passed("lost");
+                let id = SandboxId::from_random(random()?);
+                self.bring_up(id, start, Resources::default(), self.admission.place()?, clock).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn bring_up(
+        &self,
+        id: SandboxId,
+        start: Start,
+        resources: Resources,
+        place: OwnedSemaphorePermit,
+        clock: &Clock,
+    ) -> Result<SandboxId, EngineError> {
+        if self.shared.stop.is_cancelled() {
+            return Err(EngineError::ShuttingDown);
+        }
+        let info = SandboxInfo {
+            id: id.clone(),
+            state: SandboxState::Creating,
+            reason: None,
+            vmm: self.shared.config.vmm.info().kind.to_string(),
+            snapshot_id: match &start {
+                Start::Restore(stored) => Some(stored.manifest.id.clone()),
+                Start::Boot => None,
+            },
+            created_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            pid: None,
+            guest_address: GUEST.address,
+            host_address: Ipv4Addr::UNSPECIFIED,
+        };
+        let (answer, outcome) = oneshot::channel();
+        let creator = Creator { answer, clock: clock.clone() };
+        let shared = self.shared.clone();
+        let handle = self
+            .table
+            .insert(&id, |ended| Handle::start(info, start, resources, shared, place, creator, ended));
+        let guard = handle.leave_on_drop();
+        outcome.await.unwrap_or(Err(EngineError::ShuttingDown))?;
+        guard.disarm();
+        Ok(id)
+    }
+
+    /// No more of it: every sandbox boots.
+    fn give_up_golden(&self, reason: String) {
+        warn!(reason, "the golden snapshot is of no use any more: every sandbox boots");
+        self.template.give_up(reason);
+        self.prepared.set(None);
+        self.warm.set_golden(None);
+    }
+}
