@@ -12,6 +12,7 @@ pub mod net;
 pub mod netns;
 pub mod process;
 pub mod random;
+pub mod usage;
 
 mod sys;
 

@@ -7,31 +7,37 @@ use manta_api::{ErrorBody, ErrorCode};
 use manta_engine::{EngineError, Output};
 use tracing::error;
 
+use crate::server_timing::ServerTiming;
+
 /// Seconds after which a full host is worth another try.
 const RETRY_AFTER_S: u64 = 1;
 
 /// An answer that is not 2xx.
 #[derive(Debug)]
-pub(crate) struct ApiError(ErrorBody);
+pub(crate) struct ApiError {
+    body: Box<ErrorBody>,
+    timing: Option<ServerTiming>,
+}
 
 impl ApiError {
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         let (error, no) = (message.into(), None);
-        Self(ErrorBody {
-            error,
-            code,
-            stdout: None,
-            stderr: None,
-            stdout_truncated: no,
-            stderr_truncated: no,
-        })
+        let body =
+            ErrorBody { error, code, stdout: None, stderr: None, stdout_truncated: no, stderr_truncated: no };
+        Self { body: Box::new(body), timing: None }
+    }
+
+    /// Also tells where the time went.
+    pub(crate) fn timed(mut self, timing: ServerTiming) -> Self {
+        self.timing = Some(timing);
+        self
     }
 
     fn with_output(mut self, output: &Output, encode: impl Fn(&[u8]) -> String) -> Self {
-        self.0.stdout = Some(encode(&output.stdout));
-        self.0.stderr = Some(encode(&output.stderr));
-        self.0.stdout_truncated = Some(output.stdout_truncated);
-        self.0.stderr_truncated = Some(output.stderr_truncated);
+        self.body.stdout = Some(encode(&output.stdout));
+        self.body.stderr = Some(encode(&output.stderr));
+        self.body.stdout_truncated = Some(output.stdout_truncated);
+        self.body.stderr_truncated = Some(output.stderr_truncated);
         self
     }
 
@@ -77,8 +83,9 @@ impl From<EngineError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.0.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, axum::Json(&self.0)).into_response();
+        let status =
+            StatusCode::from_u16(self.body.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, self.timing, axum::Json(&*self.body)).into_response();
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
         }

@@ -5,10 +5,13 @@ mod body;
 mod doctor;
 mod error;
 mod health;
+mod metrics;
 #[cfg(test)]
 mod readme;
+mod request;
 mod routes;
 mod run;
+mod server_timing;
 mod snapshot_cli;
 mod telemetry;
 

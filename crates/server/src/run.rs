@@ -10,6 +10,7 @@ use manta_engine::{Engine, EngineConfig, ShutdownReport, StartError};
 use manta_host::disk::CloneMode;
 use manta_host::{facts, net};
 use manta_vmm::{VmmChoice, VmmError};
+use metrics_exporter_prometheus::BuildError;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,6 +18,7 @@ use tracing::{info, warn};
 
 use crate::args::{RootfsCloneMode, ServerArgs};
 use crate::health::Conditions;
+use crate::metrics::Metrics;
 use crate::routes::{AppState, router};
 use crate::telemetry;
 
@@ -51,6 +53,9 @@ pub enum ServerError {
         #[source]
         source: std::io::Error,
     },
+    /// The recorder of metrics.
+    #[error("cannot record metrics")]
+    Metrics(#[source] BuildError),
     /// The runtime or the signals.
     #[error("cannot {0}")]
     System(&'static str, #[source] std::io::Error),
@@ -90,6 +95,9 @@ async fn serve(args: ServerArgs) -> Result<(), ServerError> {
     let address =
         listener.local_addr().map_err(|error| ServerError::System("read the listener's address", error))?;
 
+    // Before the engine begins to record.
+    let metrics = Metrics::install().map_err(ServerError::Metrics)?;
+    tokio::spawn(metrics.clone().keep_up());
     let (config, reason) = tokio::task::block_in_place(|| engine_config(&args))?;
     let conditions = Conditions::read(&args, config.vmm.info(), reason, config.egress.as_deref());
     let engine = tokio::task::block_in_place(|| Engine::start(config)).map_err(ServerError::Engine)?;
@@ -103,7 +111,7 @@ async fn serve(args: ServerArgs) -> Result<(), ServerError> {
     if ended_early {
         return finished(engine.shut_down().await);
     }
-    let state = AppState { engine: engine.clone(), conditions: Arc::new(conditions) };
+    let state = AppState { engine: engine.clone(), conditions: Arc::new(conditions), metrics };
 
     let (stop_http, http_stopped) = tokio::sync::oneshot::channel::<()>();
     // An answer is one small write, and nothing follows it that it could wait for.

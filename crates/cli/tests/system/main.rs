@@ -14,6 +14,7 @@ mod faults;
 mod golden;
 mod isolation;
 mod lifecycle;
+mod metrics;
 mod network;
 mod prepared;
 mod snapshot_faults;

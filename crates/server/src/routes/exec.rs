@@ -12,6 +12,8 @@ use manta_engine::ExecSpec;
 use super::AppState;
 use crate::body::Json;
 use crate::error::ApiError;
+use crate::request::about;
+use crate::server_timing::ServerTiming;
 
 /// Runs a command in a sandbox and answers with its output and exit status.
 ///
@@ -22,7 +24,9 @@ use crate::error::ApiError;
     path = "/exec",
     request_body = ExecRequest,
     responses(
-        (status = 200, body = ExecResponse),
+        (status = 200, body = ExecResponse, headers(
+            ("Server-Timing" = String, description = "Where the time went: stages in order and their total, milliseconds (W3C Server Timing)"),
+        )),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody, description = "`sandbox_not_found`"),
         (status = 409, body = ErrorBody, description = "`sandbox_not_running` or `sandbox_destroyed`"),
@@ -36,7 +40,8 @@ use crate::error::ApiError;
 pub(super) async fn exec(
     State(state): State<AppState>,
     Json(request): Json<ExecRequest>,
-) -> Result<axum::Json<ExecResponse>, ApiError> {
+) -> Result<(ServerTiming, axum::Json<ExecResponse>), ApiError> {
+    about(&request.sandbox_id);
     let program = program(&request)?;
     let env = environment(&request)?;
     let spec = ExecSpec {
@@ -47,16 +52,17 @@ pub(super) async fn exec(
         timeout: request.timeout_ms.map(Duration::from_millis),
     };
     let encode = encoder(request.encoding);
-    let ran = state.engine.exec(&request.sandbox_id, spec).await.outcome;
-    let ran = ran.map_err(|error| ApiError::from_engine(&error, encode))?;
-    Ok(axum::Json(ExecResponse {
+    let ran = state.engine.exec(&request.sandbox_id, spec).await;
+    let (timing, ran) = ServerTiming::split(ran, |error| ApiError::from_engine(&error, encode))?;
+    let answer = ExecResponse {
         stdout: encode(&ran.output.stdout),
         stderr: encode(&ran.output.stderr),
         exit_code: ran.exit_code,
         stdout_truncated: ran.output.stdout_truncated,
         stderr_truncated: ran.output.stderr_truncated,
         duration_us: ran.duration_us,
-    }))
+    };
+    Ok((timing, axum::Json(answer)))
 }
 
 fn encoder(encoding: OutputEncoding) -> fn(&[u8]) -> String {

@@ -17,12 +17,15 @@ use utoipa_axum::routes;
 use crate::body::MAX_BODY;
 use crate::error::ApiError;
 use crate::health::Conditions;
+use crate::metrics::Metrics;
+use crate::request;
 
 /// What handlers share.
 #[derive(Debug, Clone)]
 pub(crate) struct AppState {
     pub(crate) engine: Arc<Engine>,
     pub(crate) conditions: Arc<Conditions>,
+    pub(crate) metrics: Metrics,
 }
 
 #[derive(OpenApi)]
@@ -44,6 +47,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(snapshots::list))
         .routes(routes!(snapshots::delete))
         .routes(routes!(crate::health::healthz))
+        .routes(routes!(crate::metrics::metrics))
 }
 
 /// The OpenAPI document, pretty-printed JSON.
@@ -69,5 +73,6 @@ pub(crate) fn router(state: AppState) -> Router {
             ApiError::new(ErrorCode::MethodNotAllowed, "this route does not take this method")
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(axum::middleware::from_fn(request::observe))
         .with_state(state)
 }

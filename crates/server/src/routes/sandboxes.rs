@@ -8,6 +8,8 @@ use manta_api::{
 use super::AppState;
 use crate::body::{Json, OptionalJson};
 use crate::error::ApiError;
+use crate::request::about;
+use crate::server_timing::ServerTiming;
 
 /// Makes a sandbox. Answers when it takes commands.
 #[utoipa::path(
@@ -15,7 +17,9 @@ use crate::error::ApiError;
     path = "/create",
     request_body = Option<CreateRequest>,
     responses(
-        (status = 200, body = CreateResponse),
+        (status = 200, body = CreateResponse, headers(
+            ("Server-Timing" = String, description = "Where the time went: stages in order and their total, milliseconds (W3C Server Timing)"),
+        )),
         (status = 400, body = ErrorBody),
         (status = 409, body = ErrorBody, description = "`sandbox_not_running`: destroyed before it was ready"),
         (status = 413, body = ErrorBody),
@@ -28,9 +32,10 @@ use crate::error::ApiError;
 pub(super) async fn create(
     State(state): State<AppState>,
     OptionalJson(CreateRequest {}): OptionalJson<CreateRequest>,
-) -> Result<axum::Json<CreateResponse>, ApiError> {
-    let sandbox_id = state.engine.create().await.outcome?;
-    Ok(axum::Json(CreateResponse { sandbox_id }))
+) -> Result<(ServerTiming, axum::Json<CreateResponse>), ApiError> {
+    let (timing, sandbox_id) = ServerTiming::split(state.engine.create().await, ApiError::from)?;
+    about(&sandbox_id);
+    Ok((timing, axum::Json(CreateResponse { sandbox_id })))
 }
 
 /// Destroys a sandbox. Answers when it and all it used are gone; again when it already was.
@@ -41,7 +46,9 @@ pub(super) async fn create(
     path = "/destroy",
     request_body = DestroyRequest,
     responses(
-        (status = 200, body = DestroyResponse),
+        (status = 200, body = DestroyResponse, headers(
+            ("Server-Timing" = String, description = "Where the time went: stages in order and their total, milliseconds (W3C Server Timing)"),
+        )),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody, description = "`sandbox_not_found`"),
         (status = 413, body = ErrorBody),
@@ -51,9 +58,12 @@ pub(super) async fn create(
 pub(super) async fn destroy(
     State(state): State<AppState>,
     Json(request): Json<DestroyRequest>,
-) -> Result<axum::Json<DestroyResponse>, ApiError> {
-    state.engine.destroy(&request.sandbox_id).await?;
-    Ok(axum::Json(DestroyResponse { sandbox_id: request.sandbox_id, status: DestroyStatus::Destroyed }))
+) -> Result<(ServerTiming, axum::Json<DestroyResponse>), ApiError> {
+    let sandbox_id = request.sandbox_id;
+    about(&sandbox_id);
+    let timings = state.engine.destroy(&sandbox_id).await?;
+    let status = DestroyStatus::Destroyed;
+    Ok((timings.into(), axum::Json(DestroyResponse { sandbox_id, status })))
 }
 
 /// Lists sandboxes, oldest first.

@@ -9,6 +9,8 @@ use manta_api::{
 use super::AppState;
 use crate::body::Json;
 use crate::error::ApiError;
+use crate::request::about;
+use crate::server_timing::ServerTiming;
 
 /// Saves a running sandbox: processes, memory and disk as they are at one moment. It goes on running, after a
 /// short pause. Answers when the snapshot is on the disk.
@@ -17,7 +19,9 @@ use crate::error::ApiError;
     path = "/snapshot/create",
     request_body = SnapshotCreateRequest,
     responses(
-        (status = 200, body = SnapshotCreateResponse),
+        (status = 200, body = SnapshotCreateResponse, headers(
+            ("Server-Timing" = String, description = "Where the time went: stages in order and their total, milliseconds (W3C Server Timing)"),
+        )),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody, description = "`sandbox_not_found`"),
         (status = 409, body = ErrorBody, description = "`sandbox_not_running` or `snapshot_name_taken`"),
@@ -32,11 +36,12 @@ use crate::error::ApiError;
 pub(super) async fn create(
     State(state): State<AppState>,
     Json(request): Json<SnapshotCreateRequest>,
-) -> Result<axum::Json<SnapshotCreateResponse>, ApiError> {
-    let (snapshot_id, pause) =
-        state.engine.snapshot(&request.sandbox_id, request.name.as_deref()).await.outcome?;
+) -> Result<(ServerTiming, axum::Json<SnapshotCreateResponse>), ApiError> {
+    about(&request.sandbox_id);
+    let taken = state.engine.snapshot(&request.sandbox_id, request.name.as_deref()).await;
+    let (timing, (snapshot_id, pause)) = ServerTiming::split(taken, ApiError::from)?;
     let pause_us = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
-    Ok(axum::Json(SnapshotCreateResponse { snapshot_id, pause_us }))
+    Ok((timing, axum::Json(SnapshotCreateResponse { snapshot_id, pause_us })))
 }
 
 /// Makes a sandbox that goes on where a snapshot was taken. Answers when it takes commands.
@@ -45,7 +50,9 @@ pub(super) async fn create(
     path = "/snapshot/restore",
     request_body = SnapshotRestoreRequest,
     responses(
-        (status = 200, body = CreateResponse),
+        (status = 200, body = CreateResponse, headers(
+            ("Server-Timing" = String, description = "Where the time went: stages in order and their total, milliseconds (W3C Server Timing)"),
+        )),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody, description = "`snapshot_not_found`"),
         (status = 409, body = ErrorBody, description = "`snapshot_incompatible` or `snapshot_damaged`, or \
@@ -60,9 +67,11 @@ pub(super) async fn create(
 pub(super) async fn restore(
     State(state): State<AppState>,
     Json(request): Json<SnapshotRestoreRequest>,
-) -> Result<axum::Json<CreateResponse>, ApiError> {
-    let sandbox_id = state.engine.restore(&request.snapshot_id).await.outcome?;
-    Ok(axum::Json(CreateResponse { sandbox_id }))
+) -> Result<(ServerTiming, axum::Json<CreateResponse>), ApiError> {
+    let restored = state.engine.restore(&request.snapshot_id).await;
+    let (timing, sandbox_id) = ServerTiming::split(restored, ApiError::from)?;
+    about(&sandbox_id);
+    Ok((timing, axum::Json(CreateResponse { sandbox_id })))
 }
 
 /// Lists snapshots, oldest first, and which of them this server can restore.

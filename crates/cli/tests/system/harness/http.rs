@@ -12,9 +12,16 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) headers: String,
     pub(crate) body: Value,
+    /// The body as it came.
+    pub(crate) text: String,
 }
 
 impl Answer {
+    /// The value of a header, in lower case.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
+    }
+
     /// The body, when the status is 200.
     pub(crate) fn ok(self) -> Value {
         assert_eq!(self.status, 200, "{:#}", self.body);
@@ -46,8 +53,8 @@ pub(crate) fn request(
     let text = String::from_utf8_lossy(&answer);
     let (headers, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("not HTTP: {text:?}"));
     let status = headers.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-    let body = serde_json::from_str(body).unwrap_or(Value::Null);
-    Answer { status, headers: headers.to_lowercase(), body }
+    let (text, body) = (body.to_owned(), serde_json::from_str(body).unwrap_or(Value::Null));
+    Answer { status, headers: headers.to_lowercase(), body, text }
 }
 
 /// Sends a request and leaves the answer unread.
