@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::header::CONTENT_TYPE;
-use hyper::{Request, StatusCode};
+use hyper::{HeaderMap, Request, StatusCode};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -14,11 +14,12 @@ use manta_api::{
     Health, SandboxId, SandboxList, SnapshotCreateRequest, SnapshotCreateResponse, SnapshotDeleteRequest,
     SnapshotDeleteResponse, SnapshotId, SnapshotList, SnapshotRestoreRequest,
 };
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::endpoint::Endpoint;
-use crate::{Call, ClientError};
+use crate::{Call, ClientError, ServerTiming};
 
 /// No answer is read beyond this many bytes: room for both outputs of a command at the server's
 /// default limit (4 MiB each), were every byte of them escaped (sixfold).
@@ -35,6 +36,27 @@ pub struct Client {
     endpoint: Endpoint,
     timeout: Duration,
     http: legacy::Client<HttpConnector, Full<Bytes>>,
+}
+
+/// A sandbox that was made, and what the server said of the time it took.
+#[derive(Debug, Clone)]
+pub struct Created {
+    /// The sandbox.
+    pub sandbox_id: SandboxId,
+    /// Absent from older servers, and if it cannot be understood.
+    pub server_timing: Option<ServerTiming>,
+}
+
+/// Of `GET /healthz` only this.
+#[derive(Deserialize)]
+struct Pools {
+    pools: Option<Value>,
+}
+
+/// What came back.
+struct Answer<T> {
+    headers: HeaderMap,
+    body: T,
 }
 
 impl Client {
@@ -76,8 +98,8 @@ impl Client {
     /// # Errors
     /// Any [`ClientError`] but `Endpoint`. After `Exchange`, `Timeout`, `Body` or `Decode` a sandbox
     /// may exist whose id is known only to the server.
-    pub async fn create(&self) -> Result<CreateResponse, ClientError> {
-        self.post(Call::Create, &CreateRequest::default()).await
+    pub async fn create(&self) -> Result<Created, ClientError> {
+        self.make(Call::Create, &CreateRequest::default()).await
     }
 
     /// `POST /exec`: runs a command to its end. An exit code other than 0 is not an error.
@@ -113,8 +135,8 @@ impl Client {
     ///
     /// # Errors
     /// As of [`Client::create`]; [`Client::sandboxes`] has the sandbox whose id got lost, by its snapshot.
-    pub async fn restore(&self, id: &SnapshotId) -> Result<CreateResponse, ClientError> {
-        self.post(Call::SnapshotRestore, &SnapshotRestoreRequest { snapshot_id: id.clone() }).await
+    pub async fn restore(&self, id: &SnapshotId) -> Result<Created, ClientError> {
+        self.make(Call::SnapshotRestore, &SnapshotRestoreRequest { snapshot_id: id.clone() }).await
     }
 
     /// `POST /snapshot/delete`: sandboxes restored from it are not touched.
@@ -130,7 +152,7 @@ impl Client {
     /// # Errors
     /// Any [`ClientError`] but `Endpoint`.
     pub async fn snapshots(&self) -> Result<SnapshotList, ClientError> {
-        self.call(Call::Snapshots, Vec::new()).await
+        self.get(Call::Snapshots).await
     }
 
     /// `GET /sandboxes`: those that exist.
@@ -138,7 +160,7 @@ impl Client {
     /// # Errors
     /// Any [`ClientError`] but `Endpoint`.
     pub async fn sandboxes(&self) -> Result<SandboxList, ClientError> {
-        self.call(Call::Sandboxes, Vec::new()).await
+        self.get(Call::Sandboxes).await
     }
 
     /// `GET /healthz`: whether the server works, and under which conditions.
@@ -146,18 +168,36 @@ impl Client {
     /// # Errors
     /// Any [`ClientError`] but `Endpoint`.
     pub async fn health(&self) -> Result<Health, ClientError> {
-        self.call(Call::Health, Vec::new()).await
+        self.get(Call::Health).await
+    }
+
+    /// `GET /healthz`, of it only `pools`: what waits to be handed out, as the server says it. Absent from
+    /// older servers.
+    ///
+    /// # Errors
+    /// Any [`ClientError`] but `Endpoint`.
+    pub async fn pools(&self) -> Result<Option<Value>, ClientError> {
+        self.get::<Pools>(Call::Health).await.map(|health| health.pools)
+    }
+
+    async fn make(&self, call: Call, body: &impl Serialize) -> Result<Created, ClientError> {
+        let Answer { headers, body } = self.call::<CreateResponse>(call, encode(call, body)?).await?;
+        Ok(Created { sandbox_id: body.sandbox_id, server_timing: ServerTiming::of(&headers) })
     }
 
     async fn post<T: DeserializeOwned>(&self, call: Call, body: &impl Serialize) -> Result<T, ClientError> {
-        let body = serde_json::to_vec(body).map_err(|source| ClientError::Encode { call, source })?;
-        self.call(call, body).await
+        self.call(call, encode(call, body)?).await.map(|answer| answer.body)
     }
 
-    async fn call<T: DeserializeOwned>(&self, call: Call, body: Vec<u8>) -> Result<T, ClientError> {
-        let (status, body) = tokio::time::timeout(self.timeout, self.exchange(call, body))
-            .await
-            .map_err(|_| ClientError::Timeout { call, timeout: self.timeout })??;
+    async fn get<T: DeserializeOwned>(&self, call: Call) -> Result<T, ClientError> {
+        self.call(call, Vec::new()).await.map(|answer| answer.body)
+    }
+
+    async fn call<T: DeserializeOwned>(&self, call: Call, body: Vec<u8>) -> Result<Answer<T>, ClientError> {
+        let (status, Answer { headers, body }) =
+            tokio::time::timeout(self.timeout, self.exchange(call, body))
+                .await
+                .map_err(|_| ClientError::Timeout { call, timeout: self.timeout })??;
         let answer = if status.is_success() {
             serde_json::from_slice(&body)
         } else {
@@ -166,13 +206,13 @@ impl Client {
                 Err(error) => Err(error),
             }
         };
-        answer.map_err(|source| {
+        answer.map(|body| Answer { headers, body }).map_err(|source| {
             let excerpt = String::from_utf8_lossy(&body).chars().take(EXCERPT_CHARS).collect();
             ClientError::Decode { call, status: status.as_u16(), excerpt, source }
         })
     }
 
-    async fn exchange(&self, call: Call, body: Vec<u8>) -> Result<(StatusCode, Bytes), ClientError> {
+    async fn exchange(&self, call: Call, body: Vec<u8>) -> Result<(StatusCode, Answer<Bytes>), ClientError> {
         let request = Request::builder()
             .method(call.method())
             .uri(format!("{}{}", self.endpoint, call.path()))
@@ -187,8 +227,9 @@ impl Client {
                 ClientError::Exchange { call, endpoint, source }
             }
         })?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_LIMIT).collect().await.map_err(|source| {
+        let (head, body) = answer.into_parts();
+        let status = head.status;
+        let body = Limited::new(body, ANSWER_LIMIT).collect().await.map_err(|source| {
             let status = status.as_u16();
             if source.is::<LengthLimitError>() {
                 ClientError::TooLarge { call, status, limit: ANSWER_LIMIT }
@@ -196,6 +237,10 @@ impl Client {
                 ClientError::Body { call, status, source }
             }
         })?;
-        Ok((status, body.to_bytes()))
+        Ok((status, Answer { headers: head.headers, body: body.to_bytes() }))
     }
+}
+
+fn encode(call: Call, body: &impl Serialize) -> Result<Vec<u8>, ClientError> {
+    serde_json::to_vec(body).map_err(|source| ClientError::Encode { call, source })
 }

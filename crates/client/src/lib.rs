@@ -5,8 +5,10 @@ mod call;
 mod client;
 mod endpoint;
 mod error;
+mod timing;
 
 pub use call::Call;
-pub use client::{ANSWER_LIMIT, Client};
+pub use client::{ANSWER_LIMIT, Client, Created};
 pub use endpoint::EndpointError;
 pub use error::ClientError;
+pub use timing::ServerTiming;

@@ -16,10 +16,13 @@ use manta_api::{
     SnapshotId,
 };
 use manta_client::{Call, Client, ClientError};
+use serde_json::json;
 use tokio::net::TcpListener;
 
 const ID: &str = "sb-0123456789abcdef0123";
 const SNAPSHOT: &str = "snap-0123456789abcdef0123";
+/// What the server says of its time in each answer.
+const TIMING: (&str, &str) = ("server-timing", r#"pool;desc="hit", total;dur=2.6"#);
 
 #[derive(Clone, Default)]
 struct Seen {
@@ -48,7 +51,7 @@ async fn remember(seen: Seen, request: Request, status: u16, answer: &'static st
     let body = String::from_utf8(axum::body::to_bytes(body, 1 << 20).await.unwrap().to_vec()).unwrap();
     assert_eq!(parts.headers[header::CONTENT_TYPE], "application/json");
     seen.requests.lock().unwrap().push(format!("{} {} {body}", parts.method, parts.uri.path()));
-    (StatusCode::from_u16(status).unwrap(), answer).into_response()
+    (StatusCode::from_u16(status).unwrap(), [TIMING], answer).into_response()
 }
 
 fn shell(cmd: &str) -> ExecRequest {
@@ -115,6 +118,7 @@ async fn restore_names_the_snapshot_and_gives_a_sandbox() {
     let (client, seen) = server(200, r#"{"sandbox_id":"sb-0123456789abcdef0123"}"#).await;
     let restored = client.restore(&SNAPSHOT.parse().unwrap()).await.unwrap();
     assert_eq!(restored.sandbox_id.as_str(), ID);
+    assert_eq!(restored.server_timing.as_ref().and_then(|timing| timing.description("pool")), Some("hit"));
     let sent = format!(r#"POST /snapshot/restore {{"snapshot_id":"{SNAPSHOT}"}}"#);
     assert_eq!(*seen.requests.lock().unwrap(), [sent]);
 }
@@ -162,6 +166,17 @@ async fn sandboxes_and_health_are_read() {
     assert_eq!(health.status, HealthStatus::Degraded);
     assert_eq!(health.settings["MANTA_VMM"], "auto");
     assert_eq!(*seen.requests.lock().unwrap(), ["GET /healthz "]);
+}
+
+#[tokio::test]
+async fn pools_are_as_the_server_says_or_absent() {
+    for (answer, pools) in [
+        (r#"{"status":"ok","pools":{"warm":{"depth":3}}}"#, Some(json!({"warm": {"depth": 3}}))),
+        (r#"{"status":"ok"}"#, None),
+    ] {
+        let (client, _) = server(200, answer).await;
+        assert_eq!(client.pools().await.unwrap(), pools);
+    }
 }
 
 #[tokio::test]
