@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::PoolArgs;
+
 /// How often, where, and for how long at most.
 #[derive(Debug, Clone, Args)]
 pub struct CommonArgs {
@@ -19,6 +21,9 @@ pub struct CommonArgs {
     /// Time limit of each HTTP request, such as 90s or 1m30s.
     #[arg(long, value_name = "DURATION", default_value = "90s", value_parser = parse_timeout)]
     pub timeout: Duration,
+    /// About the server's pools.
+    #[command(flatten)]
+    pub pool: PoolArgs,
 }
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {
@@ -79,6 +84,7 @@ mod tests {
             assert_eq!(args.endpoint, "http://localhost:8080");
             assert_eq!((args.iterations, args.warmup), (50, 5));
             assert_eq!(args.timeout, Duration::from_secs(90));
+            assert_eq!((args.pool.pool_aware, args.pool.pool_wait_s), (false, 60));
         }
         assert_eq!(create.cmd, "echo \"benchmark\"");
         assert_eq!((create.mode, create.concurrency, create.live), (Mode::Sequential, None, 0));
@@ -97,6 +103,8 @@ mod tests {
         assert_eq!(args.common.timeout, Duration::from_secs(100));
         let args = bench(&["--mode", "burst", "--concurrency", "7", "--live", "3"]);
         assert_eq!((args.mode, args.concurrency, args.live), (Mode::Burst, Some(7), 3));
+        let args = bench(&["--pool-aware", "--pool-wait-s", "5"]);
+        assert_eq!((args.common.pool.pool_aware, args.common.pool.pool_wait_s), (true, 5));
         let args = bench_restore(&["--mutation-cmd=a", "--sanity-cmd=b", "--expect-stdout="]);
         assert_eq!([&args.mutation_cmd[..], &args.sanity_cmd[..], &args.expect_stdout[..]], ["a", "b", ""]);
     }
@@ -109,6 +117,7 @@ mod tests {
             ("--warmup", "x"),
             ("--timeout", "0s"),
             ("--timeout", "90"),
+            ("--pool-wait-s", "-1"),
         ] {
             for command in ["bench", "bench-restore"] {
                 let error = parse(&[command, &format!("{flag}={value}")]).unwrap_err();

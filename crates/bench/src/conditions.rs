@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use manta_api::Health;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::args::CommonArgs;
 
@@ -28,6 +29,12 @@ pub struct Conditions {
     pub client: Client,
     /// The server's account of itself and its machine, before the first warm-up.
     pub server: Health,
+    /// Its pools, between the last warm-up and the first launch; absent if it does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pools_before: Option<Value>,
+    /// The same after the last iteration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pools_after: Option<Value>,
 }
 
 /// The measuring machine. What cannot be read is absent.
@@ -55,7 +62,7 @@ pub struct Client {
 pub type LoadAverage = [f64; 3];
 
 impl Conditions {
-    /// As they are now; `load_average_end` is still to come.
+    /// As they are now; `load_average_end` and the pools are still to come.
     pub(crate) fn now(args: &CommonArgs, cmd: &str, server: Health) -> Self {
         let started = SystemTime::now();
         Self {
@@ -76,6 +83,8 @@ impl Conditions {
                 load_average_end: None,
             },
             server,
+            pools_before: None,
+            pools_after: None,
         }
     }
 }

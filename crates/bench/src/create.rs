@@ -11,7 +11,9 @@ use crate::load::{Load, Mode};
 use crate::others::Others;
 use crate::session::{Measured, Session, exit_status, session};
 use crate::summary::Summary;
-use crate::{BenchError, Conditions, EndedEarly, Failure, Percentiles, score};
+use crate::{
+    BenchError, Conditions, EndedEarly, Failure, Percentiles, PoolReport, PoolUse, StageTimes, score,
+};
 
 const DEFAULT_CMD: &str = r#"echo "benchmark""#;
 const DEFAULT_STDOUT: &str = "benchmark\n";
@@ -53,6 +55,12 @@ pub struct Sample {
     pub destroy_ns: u64,
     /// When `POST /create` was sent, after the first launch of the run.
     pub started_ns: u64,
+    /// Where the sandbox came from; without `--pool-aware` only if the server says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolUse>,
+    /// The server's account of `POST /create`, if it gave one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_timing: Option<StageTimes>,
 }
 
 /// The result file. The first seven fields are the specified ones and describe TTI.
@@ -98,6 +106,9 @@ pub struct Outcome {
     pub live: u32,
     /// What went wrong with those other sandboxes, and which may be left.
     pub live_failures: Vec<String>,
+    /// With `--pool-aware`: hits and misses apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolReport>,
 }
 
 /// Measures. Ctrl-C or SIGTERM ends the run in order: the sandboxes under way are destroyed, and
@@ -157,7 +168,7 @@ impl Outcome {
             create: of(|lap| lap.begin_ns),
             exec: of(|lap| lap.exec_ns),
             destroy: of(|lap| lap.destroy_ns),
-            samples: measured.laps.iter().map(Sample::from).collect(),
+            samples: measured.laps.iter().map(|lap| Sample::of(lap, measured.pool.is_some())).collect(),
             failures: measured.failures,
             warmup_failures: measured.warmup_failures,
             conditions: measured.conditions,
@@ -168,6 +179,7 @@ impl Outcome {
             score: measured.ended_early.is_none().then(|| score(&tti, success_rate)),
             live: 0,
             live_failures: Vec::new(),
+            pool: measured.pool,
         }
     }
 
@@ -191,6 +203,7 @@ impl Outcome {
                 ("destroy", self.destroy),
             ],
             more: Some(self.pace()),
+            pool: self.pool.as_ref(),
             failures: ("failures", &self.failures),
             warmup_failures: &self.warmup_failures,
             ended_early: self.ended_early,
@@ -217,8 +230,8 @@ impl Outcome {
     }
 }
 
-impl From<&Lap> for Sample {
-    fn from(lap: &Lap) -> Self {
+impl Sample {
+    fn of(lap: &Lap, pool_aware: bool) -> Self {
         Self {
             iteration: lap.iteration,
             tti_ns: lap.tti_ns(),
@@ -226,6 +239,8 @@ impl From<&Lap> for Sample {
             exec_ns: lap.exec_ns,
             destroy_ns: lap.destroy_ns,
             started_ns: lap.started_ns,
+            pool: lap.pool.told(pool_aware),
+            server_timing: lap.server_timing.clone(),
         }
     }
 }

@@ -4,10 +4,11 @@
 use std::time::{Duration, Instant};
 
 use manta_api::{ExecRequest, ExecResponse, OutputEncoding, SandboxId, SnapshotId};
-use manta_client::Client;
+use manta_client::{Client, Created};
 
 use crate::failure::{Failure, Stage};
 use crate::interrupt::Interrupt;
+use crate::{PoolUse, StageTimes};
 
 const EXCERPT_CHARS: usize = 200;
 
@@ -32,7 +33,7 @@ pub(crate) enum Begin {
 }
 
 /// What one successful iteration took.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Lap {
     /// Which one, from 1.
     pub(crate) iteration: u32,
@@ -44,6 +45,10 @@ pub(crate) struct Lap {
     pub(crate) exec_ns: u64,
     /// `POST /destroy`.
     pub(crate) destroy_ns: u64,
+    /// Where the sandbox came from.
+    pub(crate) pool: PoolUse,
+    /// The server's account of the create or restore.
+    pub(crate) server_timing: Option<StageTimes>,
 }
 
 impl Lap {
@@ -71,8 +76,8 @@ pub(crate) async fn iterate(
         Begin::Restore(id) => (Stage::Restore, interrupt.unless(2, client.restore(id)).await),
     };
     let begin_ns = nanoseconds(start.elapsed());
-    let id = match begun {
-        Some(Ok(begun)) => begun.sandbox_id,
+    let Created { sandbox_id: id, server_timing } = match begun {
+        Some(Ok(created)) => created,
         Some(Err(error)) => return Err(vec![Failure::call(iteration, stage, None, &error)]),
         None => return Err(vec![Failure::given_up(iteration, stage, None)]),
     };
@@ -104,7 +109,9 @@ pub(crate) async fn iterate(
         return Err(failures);
     }
     let exec_ns = tti_ns - begin_ns;
-    Ok(executed.map(|_| Lap { iteration, started_ns, begin_ns, exec_ns, destroy_ns }))
+    let pool = PoolUse::of(server_timing.as_ref());
+    let server_timing = server_timing.as_ref().map(StageTimes::of);
+    Ok(executed.map(|_| Lap { iteration, started_ns, begin_ns, exec_ns, destroy_ns, pool, server_timing }))
 }
 
 /// What is wrong with the answer of an exec, if anything is.

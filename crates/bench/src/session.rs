@@ -1,9 +1,11 @@
-//! What both benchmarks do alike: ask the server who it is, warm up, measure.
+//! What both benchmarks do alike: ask the server who it is, warm up, wait for its pool if asked to, measure.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use manta_api::Health;
 use manta_client::{Client, ClientError};
+use serde_json::Value;
+use tokio::time::interval;
 
 use crate::args::CommonArgs;
 use crate::conditions::load_average;
@@ -11,11 +13,14 @@ use crate::interrupt::{Interrupt, Signals};
 use crate::iteration::{Lap, Plan, nanoseconds};
 use crate::load::Load;
 use crate::phase::{EndedEarly, Phase};
+use crate::pool::is_full;
 use crate::progress::Progress;
-use crate::{BenchError, Conditions, Failure};
+use crate::{BenchError, Conditions, Failure, PoolReport};
 
 /// A server that needs longer to say who it is, is not fit to be measured.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two questions whether the pool is full.
+const POOL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A server that answers, and a person who may interrupt.
 pub(crate) struct Session<'a> {
@@ -37,6 +42,8 @@ pub(crate) struct Measured {
     pub(crate) wall_ns: u64,
     pub(crate) ended_early: Option<EndedEarly>,
     pub(crate) conditions: Conditions,
+    /// With `--pool-aware`.
+    pub(crate) pool: Option<PoolReport>,
 }
 
 impl Measured {
@@ -83,8 +90,7 @@ impl<'a> Session<'a> {
         progress: &'a Progress,
     ) -> Result<Self, BenchError> {
         let client = Client::new(&args.endpoint, args.timeout).map_err(BenchError::Endpoint)?;
-        let quick = client.with_timeout(HEALTH_TIMEOUT.min(args.timeout));
-        let server = quick.health().await.map_err(|source| {
+        let server = quick(&client, args).health().await.map_err(|source| {
             let endpoint = client.endpoint();
             match source {
                 ClientError::Connect { .. } | ClientError::Timeout { .. } => {
@@ -110,17 +116,22 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// All warm-up iterations, one by one, then all measured ones, as `load` says. The first interrupt ends
+    /// All warm-up iterations, one by one, then, with `--pool-aware`, the wait for the pool, then all measured ones, as `load` says. The first interrupt ends
     /// them in order: the sandboxes under way are destroyed. The second gives these up.
     pub(crate) async fn measure(&self, plan: &Plan, load: Load) -> Measured {
         let mut conditions = Conditions::now(self.args, &plan.cmd, self.server.clone());
         let warm_up = Phase::run(self, "warm-up", plan, self.args.warmup, Load::ONE_BY_ONE).await;
         // What ended the warm-up leaves nothing to be launched.
         let iterations = if warm_up.ended_early.is_none() { self.args.iterations } else { 0 };
+        let pool_aware = self.args.pool.pool_aware;
+        conditions.pools_before =
+            if pool_aware && iterations > 0 { self.full_pools().await } else { self.pools().await };
         let measured = Phase::run(self, "run", plan, iterations, load).await;
         conditions.client.load_average_end = load_average();
+        conditions.pools_after = self.pools().await;
         Measured {
             requested: self.args.iterations,
+            pool: pool_aware.then(|| PoolReport::of(&measured.laps)),
             laps: measured.laps,
             failures: measured.failures,
             warmup_failures: warm_up.failures,
@@ -129,6 +140,37 @@ impl<'a> Session<'a> {
             conditions,
         }
     }
+
+    /// The server's pools, once they are full or `--pool-wait-s` is over.
+    async fn full_pools(&self) -> Option<Value> {
+        self.progress.phase("pool", 0);
+        let wait_s = self.args.pool.pool_wait_s;
+        let deadline = Instant::now() + Duration::from_secs(wait_s.into());
+        // There is nothing to wait on: the server has to be asked.
+        let mut turns = interval(POOL_INTERVAL);
+        loop {
+            self.interrupt.unless(1, turns.tick()).await;
+            let pools = self.pools().await;
+            if self.interrupt.is_set() || is_full(pools.as_ref()) != Some(false) {
+                return pools;
+            }
+            if Instant::now() >= deadline {
+                self.progress.say(&format!("WARNING: the server's pool is not full after {wait_s} s"));
+                return pools;
+            }
+        }
+    }
+
+    /// The server's pools, if it says.
+    async fn pools(&self) -> Option<Value> {
+        let quick = quick(&self.client, self.args);
+        self.interrupt.unless(2, quick.pools()).await?.ok()?
+    }
+}
+
+/// The client for questions that are answered at once.
+fn quick(client: &Client, args: &CommonArgs) -> Client {
+    client.with_timeout(HEALTH_TIMEOUT.min(args.timeout))
 }
 
 fn count(items: usize) -> u32 {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use manta_api::VmmInfo;
 
-use crate::{EndedEarly, Failure, Percentiles};
+use crate::{EndedEarly, Failure, Percentiles, PoolReport};
 
 /// An outcome for people.
 pub(crate) struct Summary<'a> {
@@ -16,6 +16,8 @@ pub(crate) struct Summary<'a> {
     pub(crate) rows: &'a [(&'a str, Percentiles)],
     /// What else there is to say of the run, on a line of its own.
     pub(crate) more: Option<String>,
+    /// With `--pool-aware`.
+    pub(crate) pool: Option<&'a PoolReport>,
     /// With the name the list has in JSON.
     pub(crate) failures: (&'a str, &'a [Failure]),
     pub(crate) warmup_failures: &'a [Failure],
@@ -30,23 +32,33 @@ impl fmt::Display for Summary<'_> {
             "{success} of {requested} iterations succeeded ({} {}, {})\n",
             vmm.name, vmm.version, vmm.accelerator
         )?;
-        let width = self.rows.iter().map(|(name, _)| name.len() + 1).max().unwrap_or_default();
-        writeln!(f, "{:width$}{:>12}{:>12}{:>12}{:>12}{:>12}", "", "min", "p50", "p95", "p99", "max")?;
-        for (name, of) in self.rows {
-            write!(f, "{name:width$}")?;
-            for (_, ns) in of.named() {
-                match ns.map(Duration::from_nanos) {
-                    Some(duration) => write!(f, "{duration:>12.2?}")?,
-                    None => write!(f, "{:>12}", "-")?,
-                }
-            }
-            writeln!(f)?;
-        }
+        let mut rows: Vec<_> = self.rows.iter().map(|(name, of)| ((*name).to_owned(), *of)).collect();
+        rows.extend(self.pool.map(PoolReport::rows).into_iter().flatten());
+        table(f, &rows)?;
         if let Some(more) = &self.more {
             writeln!(f, "\n{more}")?;
         }
+        if let Some(pool) = self.pool {
+            pool.lines().iter().try_for_each(|line| writeln!(f, "\n{line}"))?;
+        }
         self.warnings(f)
     }
+}
+
+fn table(f: &mut fmt::Formatter<'_>, rows: &[(String, Percentiles)]) -> fmt::Result {
+    let width = rows.iter().map(|(name, _)| name.len() + 1).max().unwrap_or_default();
+    writeln!(f, "{:width$}{:>12}{:>12}{:>12}{:>12}{:>12}", "", "min", "p50", "p95", "p99", "max")?;
+    for (name, of) in rows {
+        write!(f, "{name:width$}")?;
+        for (_, ns) in of.named() {
+            match ns.map(Duration::from_nanos) {
+                Some(duration) => write!(f, "{duration:>12.2?}")?,
+                None => write!(f, "{:>12}", "-")?,
+            }
+        }
+        writeln!(f)?;
+    }
+    Ok(())
 }
 
 impl Summary<'_> {
@@ -91,7 +103,7 @@ mod tests {
     use crate::iteration::Lap;
     use crate::load::{Load, Mode};
     use crate::session::Measured;
-    use crate::{Conditions, Outcome, Stage};
+    use crate::{Conditions, Outcome, PoolArgs, PoolUse, Stage, StageTimes};
 
     fn measured(laps: Vec<Lap>) -> Measured {
         let args = CommonArgs {
@@ -99,6 +111,7 @@ mod tests {
             iterations: 3,
             warmup: 1,
             timeout: Duration::from_secs(90),
+            pool: PoolArgs { pool_aware: false, pool_wait_s: 60 },
         };
         let text = String::new;
         let vmm = VmmInfo {
@@ -134,11 +147,13 @@ mod tests {
             wall_ns: 2_950_000_000,
             ended_early: None,
             conditions: Conditions::now(&args, "true", health),
+            pool: None,
         }
     }
 
     fn lap(iteration: u32, begin_ns: u64, exec_ns: u64) -> Lap {
-        Lap { iteration, started_ns: 0, begin_ns, exec_ns, destroy_ns: 31_000_000 }
+        let (destroy_ns, pool) = (31_000_000, PoolUse::Unknown);
+        Lap { iteration, started_ns: 0, begin_ns, exec_ns, destroy_ns, pool, server_timing: None }
     }
 
     #[test]
@@ -146,6 +161,23 @@ mod tests {
         let laps =
             vec![lap(1, 812_345_678, 4_500_000), lap(2, 798_000_000, 950_999), lap(3, 1_204_000_000, 0)];
         let outcome = Outcome::new(Measured { requested: 3, ..measured(laps) }, Load::ONE_BY_ONE);
+        assert_snapshot!(outcome.summary());
+    }
+
+    #[test]
+    fn hits_and_misses_are_told_apart_when_asked_for() {
+        let from = |pool, stages: &[(&str, u64)], lap| {
+            let stages = stages.iter().map(|(name, ns)| ((*name).to_owned(), *ns)).collect();
+            Lap { pool, server_timing: Some(StageTimes(stages)), ..lap }
+        };
+        let laps = vec![
+            from(PoolUse::Hit, &[("claim", 31_000), ("total", 2_600_000)], lap(1, 3_000_000, 8_000_000)),
+            from(PoolUse::Hit, &[("claim", 35_000), ("total", 2_400_000)], lap(2, 2_900_000, 8_100_000)),
+            from(PoolUse::Miss, &[("spawn", 27_000_000)], lap(3, 90_000_000, 150_000_000)),
+            lap(4, 5, 5),
+        ];
+        let pool = Some(PoolReport::of(&laps));
+        let outcome = Outcome::new(Measured { requested: 4, pool, ..measured(laps) }, Load::ONE_BY_ONE);
         assert_snapshot!(outcome.summary());
     }
 

@@ -2,10 +2,11 @@
 
 mod support;
 
-use manta_bench::{BenchArgs, BenchError, EndedEarly, Mode, Outcome, Stage, run};
+use manta_bench::{BenchArgs, BenchError, EndedEarly, Mode, Outcome, PoolArgs, Stage, run};
 use rustix::process::Signal;
+use serde_json::json;
 use support::signals::{alone, send};
-use support::{Answer, Script, Server};
+use support::{Answer, Said, Script, Server};
 
 fn interrupted(script: Script) -> (Outcome, Server) {
     let (outcome, server) = alone(async {
@@ -51,6 +52,25 @@ fn an_interrupt_within_destroy_keeps_the_sample() {
     });
     assert_eq!(server.calls(), "create exec destroy create exec destroy");
     assert_eq!((outcome.iterations_success, outcome.iterations_failed), (1, 0));
+}
+
+#[test]
+fn an_interrupt_ends_the_wait_for_the_pool() {
+    let pools = |n| {
+        if n == 3 {
+            send(Signal::INT);
+        }
+        Some(json!({"warm": {"depth": 0, "target": 3}}))
+    };
+    let outcome = alone(async {
+        let server = Server::saying(Said { pools, ..Said::NOTHING }, |_, _| Answer::Normal).await;
+        let mut args = server.args(1, 0);
+        args.common.pool = PoolArgs { pool_aware: true, pool_wait_s: 3600 };
+        let outcome = run(args).await.expect("an outcome");
+        assert_eq!(server.calls(), "");
+        outcome
+    });
+    assert_eq!((outcome.ended_early, outcome.exit_status()), (Some(EndedEarly::Interrupted), 130));
 }
 
 #[test]

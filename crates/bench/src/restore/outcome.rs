@@ -8,7 +8,7 @@ use super::fixture::Removal;
 use crate::iteration::Lap;
 use crate::session::{Measured, exit_status};
 use crate::summary::Summary;
-use crate::{Conditions, EndedEarly, Failure, Percentiles, Stage};
+use crate::{Conditions, EndedEarly, Failure, Percentiles, PoolReport, PoolUse, Stage, StageTimes};
 
 /// What one successful iteration took.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -24,6 +24,12 @@ pub struct RestoreSample {
     pub exec_ns: u64,
     /// `POST /destroy`; no part of the TTI.
     pub destroy_ns: u64,
+    /// Where the sandbox came from; without `--pool-aware` only if the server says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolUse>,
+    /// The server's account of `POST /snapshot/restore`, if it gave one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_timing: Option<StageTimes>,
 }
 
 /// How many calls failed in measured iterations, and what could not be removed after them.
@@ -74,6 +80,9 @@ pub struct RestoreOutcome {
     pub fixture: Fixture,
     /// Where and when.
     pub conditions: Conditions,
+    /// With `--pool-aware`: hits and misses apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolReport>,
 }
 
 impl RestoreOutcome {
@@ -93,12 +102,17 @@ impl RestoreOutcome {
             ended_early: measured.ended_early,
             exec: of(|lap| lap.exec_ns),
             destroy: of(|lap| lap.destroy_ns),
-            samples: measured.laps.iter().map(RestoreSample::from).collect(),
+            samples: measured
+                .laps
+                .iter()
+                .map(|lap| RestoreSample::of(lap, measured.pool.is_some()))
+                .collect(),
             failure_details: measured.failures,
             warmup_failures: measured.warmup_failures,
             cleanup_failures: removal.failures,
             fixture,
             conditions: measured.conditions,
+            pool: measured.pool,
         }
     }
 
@@ -121,6 +135,7 @@ impl RestoreOutcome {
                 ("destroy", self.destroy),
             ],
             more: None,
+            pool: self.pool.as_ref(),
             failures: ("failure_details", &self.failure_details),
             warmup_failures: &self.warmup_failures,
             ended_early: self.ended_early,
@@ -146,14 +161,16 @@ impl FailureCounts {
     }
 }
 
-impl From<&Lap> for RestoreSample {
-    fn from(lap: &Lap) -> Self {
+impl RestoreSample {
+    fn of(lap: &Lap, pool_aware: bool) -> Self {
         Self {
             iteration: lap.iteration,
             restore_tti_ns: lap.tti_ns(),
             restore_only_ns: lap.begin_ns,
             exec_ns: lap.exec_ns,
             destroy_ns: lap.destroy_ns,
+            pool: lap.pool.told(pool_aware),
+            server_timing: lap.server_timing.clone(),
         }
     }
 }

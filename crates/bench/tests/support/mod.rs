@@ -17,7 +17,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use manta_api::{SandboxId, SnapshotId};
 use manta_bench::restore::RestoreArgs;
-use manta_bench::{BenchArgs, CommonArgs, Mode};
+use manta_bench::{BenchArgs, CommonArgs, Mode, PoolArgs};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -51,8 +51,22 @@ pub(crate) enum Answer {
 /// The answer to the n-th request (from 1) of a route.
 pub(crate) type Script = fn(route: &str, n: usize) -> Answer;
 
+/// What the server says of its pools, beside what it does.
+#[derive(Clone, Copy)]
+pub(crate) struct Said {
+    /// The `Server-Timing` of the n-th create or restore (from 1).
+    pub(crate) timing: fn(n: usize) -> Option<&'static str>,
+    /// `pools` of the n-th `GET /healthz` (from 1).
+    pub(crate) pools: fn(n: usize) -> Option<Value>,
+}
+
+impl Said {
+    pub(crate) const NOTHING: Self = Self { timing: |_| None, pools: |_| None };
+}
+
 #[derive(Default)]
 struct Record {
+    asked_for_health: usize,
     calls: Vec<String>,
     alive: BTreeMap<String, Sandbox>,
     snapshots: BTreeMap<String, Snapshot>,
@@ -89,6 +103,7 @@ impl Record {
 pub(crate) struct Server {
     pub(crate) endpoint: String,
     script: Script,
+    said: Said,
     record: Arc<Mutex<Record>>,
     /// Changes with every call.
     called: watch::Sender<()>,
@@ -96,9 +111,14 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn start(script: Script) -> Self {
+        Self::saying(Said::NOTHING, script).await
+    }
+
+    /// One that has pools.
+    pub(crate) async fn saying(said: Said, script: Script) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let server = Self { endpoint, script, record: Arc::default(), called: watch::channel(()).0 };
+        let server = Self { endpoint, script, said, record: Arc::default(), called: watch::channel(()).0 };
         let router = Router::new()
             .route("/healthz", get(health))
             .route("/create", post(create))
@@ -138,7 +158,8 @@ impl Server {
 
     fn common(&self, iterations: u32, warmup: u32) -> CommonArgs {
         let endpoint = self.endpoint.clone();
-        CommonArgs { endpoint, iterations, warmup, timeout: Duration::from_secs(10) }
+        let pool = PoolArgs { pool_aware: false, pool_wait_s: 10 };
+        CommonArgs { endpoint, iterations, warmup, timeout: Duration::from_secs(10), pool }
     }
 
     /// The routes called so far, in order, without `/healthz`.
@@ -154,6 +175,11 @@ impl Server {
     /// Sandboxes that were alive at once, at most.
     pub(crate) fn most(&self) -> usize {
         self.record.lock().unwrap().most
+    }
+
+    /// How often `GET /healthz` was called.
+    pub(crate) fn asked_for_health(&self) -> usize {
+        self.record.lock().unwrap().asked_for_health
     }
 
     fn count(&self, route: &str) -> usize {
@@ -197,7 +223,13 @@ impl Server {
             }
             Answer::Normal | Answer::Close => act(&mut self.record.lock().unwrap()),
         };
-        let answered = (StatusCode::from_u16(status).unwrap(), Json(body));
+        let timing = matches!(route, "create" | "restore").then(|| (self.said.timing)(n)).flatten();
+        let timing = timing.map(|timing| [("server-timing", timing)]);
+        let status = StatusCode::from_u16(status).unwrap();
+        let answered = match timing {
+            Some(timing) => (status, timing, Json(body)).into_response(),
+            None => (status, Json(body)).into_response(),
+        };
         match answer {
             Answer::Close => {
                 let listener = self.record.lock().unwrap().listener.take().unwrap();
@@ -206,20 +238,29 @@ impl Server {
                 let _ = listener.await;
                 ([(CONNECTION, "close")], answered).into_response()
             }
-            _ => answered.into_response(),
+            _ => answered,
         }
     }
 }
 
-async fn health() -> Json<Value> {
-    Json(json!({
+async fn health(State(server): State<Server>) -> Json<Value> {
+    let n = {
+        let mut record = server.record.lock().unwrap();
+        record.asked_for_health += 1;
+        record.asked_for_health
+    };
+    let mut health = json!({
         "status": "ok", "degraded": [], "version": "0.1.0",
         "vmm": {"name": "qemu", "version": "10.0.2", "accelerator": "tcg", "reason": "no usable KVM"},
         "sandboxes": 0, "max_sandboxes": 64,
         "host": {"cpu": "a cpu", "cpus": 2, "mem_mib": 24038, "kernel": "6.18", "filesystem": "ext4",
             "storage": "vda"},
         "settings": {"MANTA_VMM": "auto"},
-    }))
+    });
+    if let Some(pools) = (server.said.pools)(n) {
+        health["pools"] = pools;
+    }
+    Json(health)
 }
 
 async fn create(State(server): State<Server>, Json(body): Json<Value>) -> Response {
