@@ -1,7 +1,9 @@
 //! `cargo xtask`: set the machine up and run Manta (`up`), test everything (`test`), the checks that
-//! need no build (`check`), and the emulated KVM host (`lab`). What the product itself does is not here.
+//! need no build (`check`), the emulated KVM host (`lab`), and the run book of the benchmarks (`bench`). What the
+//! product itself does is not here.
 
 mod artifacts;
+mod bench;
 mod check;
 mod firecracker;
 mod hash;
@@ -11,6 +13,7 @@ mod packages;
 mod place;
 mod process;
 mod progress;
+mod server;
 mod test;
 mod up;
 
@@ -39,6 +42,8 @@ enum Command {
     Check,
     /// Run the whole-system tests, or a command, on an emulated KVM host with real Firecracker
     Lab(lab::Options),
+    /// Take the measurements of docs/benchmark-results.md, each on a server of its own
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +71,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Up(options) => up::run(&options)?,
         Command::Test(options) => test::run(&options)?,
         Command::Lab(options) => return lab::run(&options),
+        Command::Bench(options) => bench::run(&options)?,
         Command::Check => {}
     }
     Ok(ExitCode::SUCCESS)

@@ -79,6 +79,11 @@ impl Group {
         Ok(Self { child, pidfd, reaped: None, grace: GRACE })
     }
 
+    /// The child's process id.
+    pub(crate) fn pid(&self) -> i32 {
+        Pid::from_child(&self.child).as_raw_nonzero().get()
+    }
+
     /// The child's standard output, when it was piped; once.
     pub(crate) fn stdout(&mut self) -> Option<ChildStdout> {
         self.child.stdout.take()
@@ -158,6 +163,17 @@ pub(crate) fn run_quietly(command: &mut Command) -> Result<()> {
 pub(crate) fn run_into(command: &mut Command, target: File) -> Result<()> {
     let mut log = tempfile::tempfile().context("cannot make a temporary file")?;
     let status = Group::spawn(command.stdout(target).stderr(log.try_clone()?))?.wait()?;
+    succeeded(command, status, &tail(&mut log)?)
+}
+
+/// The same with a limit: a program that runs for longer is ended, and that is an error.
+pub(crate) fn run_into_within(command: &mut Command, target: File, limit: Duration) -> Result<()> {
+    let mut log = tempfile::tempfile().context("cannot make a temporary file")?;
+    let mut group = Group::spawn(command.stdin(Stdio::null()).stdout(target).stderr(log.try_clone()?))?;
+    if group.await_event(None, Some(Instant::now() + limit))? == Event::TimedOut {
+        bail!("`{}` took more than {} s", describe(command), limit.as_secs());
+    }
+    let status = group.wait()?;
     succeeded(command, status, &tail(&mut log)?)
 }
 
