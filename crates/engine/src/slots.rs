@@ -1,5 +1,6 @@
 //! Network slots: kept ready in the background, made on demand when there are none, never used for
-//! two sandboxes at once. An index is free again only after its slot is gone.
+//! two sandboxes at once. A slot given back is used again if it is certain that nothing of its sandbox is left in
+//! it; else its index is free again only after it is gone.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +10,7 @@ use manta_host::net::{HostNetwork, NetError, NetSlot};
 use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use crate::confine::Confinement;
 use crate::metrics::Pool;
@@ -38,6 +39,14 @@ struct State {
     host: Option<Arc<HostNetwork>>,
 }
 
+impl State {
+    /// Whether one more may wait. Twice as many as are made ahead of time: those taken have been replaced when they
+    /// come back.
+    fn has_room(&self, target: usize) -> bool {
+        self.host.is_some() && self.ready.len() < 2 * target
+    }
+}
+
 impl Slots {
     pub(crate) fn new(host: Arc<HostNetwork>, confinement: Confinement, target: usize) -> Arc<Self> {
         let state = State { host: Some(host), ..State::default() };
@@ -61,10 +70,14 @@ impl Slots {
         }
     }
 
-    /// Takes a slot apart; errors are logged, and its index is not used again then.
+    /// Makes a slot ready for another sandbox or takes it apart; its VMM has ended. Errors are logged, and its index is not used again then.
     pub(crate) fn release(self: &Arc<Self>, slot: NetSlot) -> impl Future<Output = ()> + Send + 'static {
         let slots = self.clone();
-        let released = spawn_blocking(move || slots.destroy(slot));
+        let released = spawn_blocking(move || {
+            if let Some(slot) = slots.recycle(slot) {
+                slots.destroy(slot);
+            }
+        });
         async move {
             if let Err(error) = released.await {
                 error!(%error, "taking a network slot apart panicked");
@@ -124,17 +137,33 @@ impl Slots {
     }
 
     async fn offer(self: &Arc<Self>, slot: NetSlot) {
-        let refused = {
-            let mut state = self.state();
-            if state.host.is_none() {
-                Some(slot)
-            } else {
-                state.ready.push(slot);
-                None
-            }
-        };
-        if let Some(slot) = refused {
+        if let Some(slot) = self.shelve(slot) {
             self.release(slot).await;
+        }
+    }
+
+    /// Lets a slot that is as good as new wait with the others; it comes back if there is no room for it.
+    fn shelve(&self, slot: NetSlot) -> Option<NetSlot> {
+        let mut state = self.state();
+        if !state.has_room(self.target) {
+            return Some(slot);
+        }
+        state.ready.push(slot);
+        None
+    }
+
+    /// Makes a used slot ready; it comes back to be destroyed if it is not wanted or cannot be used again.
+    fn recycle(&self, mut slot: NetSlot) -> Option<NetSlot> {
+        // A VMM that is root can have changed what nobody compares.
+        if self.confinement.root_because.is_some() || !self.state().has_room(self.target) {
+            return Some(slot);
+        }
+        match slot.recycle() {
+            Ok(()) => self.shelve(slot),
+            Err(error) => {
+                debug!(index = slot.index(), error = crate::error::chain(&error), "a slot is not used again");
+                Some(slot)
+            }
         }
     }
 

@@ -78,17 +78,21 @@ fn populated() -> Vec<NetSlot> {
 
 fn create_and_destroy() {
     let host = Arc::new(HostNetwork::set_up(Some("egress0")).unwrap());
-    let [mut created, mut destroyed] = [Duration::ZERO; 2];
+    let [mut created, mut recycled, mut destroyed] = [Duration::ZERO; 3];
     for index in 0..SLOTS {
         let start = Instant::now();
-        let slot = NetSlot::create(&host, index, 1000).unwrap();
+        let mut slot = NetSlot::create(&host, index, 1000).unwrap();
         created += start.elapsed();
         assert_eq!(ip(&format!("-brief link show mt-{index}")).split_whitespace().nth(1), Some("UP"));
+        let start = Instant::now();
+        slot.recycle().unwrap();
+        recycled += start.elapsed();
         let start = Instant::now();
         slot.destroy().unwrap();
         destroyed += start.elapsed();
     }
-    println!("create {:?}, destroy {:?}", created / SLOTS.into(), destroyed / SLOTS.into());
+    let [created, recycled, destroyed] = [created, recycled, destroyed].map(|all| all / SLOTS.into());
+    println!("create {created:?}, recycle {recycled:?}, destroy {destroyed:?}");
     Arc::into_inner(host).unwrap().tear_down().unwrap();
 }
 

@@ -65,6 +65,18 @@ pub enum NetError {
         #[source]
         source: Errno,
     },
+    /// The kernel's counters could not be read.
+    #[error("cannot read {path}")]
+    Statistics {
+        /// Their file.
+        path: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not certain that nothing of its last sandbox is left in a slot.
+    #[error("the network slot cannot be used again: {0}")]
+    NotClean(&'static str),
     /// Parts of something could not be removed; the others are.
     #[error("could not remove all of {what}: {}", join(.errors))]
     TearDown {

@@ -43,6 +43,11 @@ impl Links {
         Self { socket: NetlinkSocket::new() }
     }
 
+    /// For other requests in the same namespace.
+    pub(super) fn socket(&mut self) -> &mut NetlinkSocket {
+        &mut self.socket
+    }
+
     /// Creates a veth pair, down: `name` here, `peer` in the namespace `netns`.
     pub(super) fn create_veth(
         &mut self,
@@ -196,6 +201,18 @@ impl Links {
         let mut replies = self.socket.request(&request).map_err(|source| error(source.into()))?;
         let (_, attributes) = replies.recv_one().map_err(error)?;
         Ok(attributes.get_ifname().ok().map(|name| name.to_string_lossy().into_owned()))
+    }
+
+    /// Addresses an interface, lets it route IPv4 ([`Self::route_ipv4_only`]), and brings it up.
+    pub(super) fn set_up_ipv4(
+        &mut self,
+        name: &str,
+        address: Ipv4Addr,
+        prefix_len: u8,
+    ) -> Result<(), NetError> {
+        self.add_address(name, address, prefix_len)?;
+        self.route_ipv4_only(name)?;
+        self.set_up(name)
     }
 
     fn act(

@@ -10,6 +10,7 @@ use std::net::Ipv4Addr;
 use netlink_bindings::nftables::{self, Chained, Nfgenmsg, SetElemFlags, SetFlags};
 use netlink_socket2::NetlinkSocket;
 
+use super::link::Links;
 use super::{Ipv4Range, NetError, NftError};
 
 pub(super) use expr::Expr;
@@ -241,6 +242,16 @@ impl Table {
             Err(source) => Err(error(source)),
         }
     }
+}
+
+/// Changes with each batch that is put into force, in the namespace that `links` is in.
+pub(super) fn generation(links: &mut Links) -> Result<u32, NetError> {
+    let error =
+        |source| NetError::Nft { action: "read the nftables generation", source: NftError::Lookup(source) };
+    let request = nftables::Request::new().op_getgen_do(&Nfgenmsg::new());
+    let mut replies = links.socket().request(&request).map_err(|source| error(source.into()))?;
+    let (_, attributes) = replies.recv_one().map_err(error)?;
+    attributes.get_id().map_err(|source| error(source.into()))
 }
 
 /// The key of such a set.

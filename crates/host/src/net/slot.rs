@@ -5,13 +5,12 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::addresses::{
-    GUEST, GuestNet, INNER_VETH, PAIR_PREFIX_LEN, TAP, TAP_MAC, host_end, host_veth, inner_end,
-};
+use super::addresses::{GUEST, GuestNet, INNER_VETH, PAIR_PREFIX_LEN, TAP, host_end, host_veth, inner_end};
 use super::error::all_or;
 use super::host::HostNetwork;
+use super::inside::Inside;
 use super::link::Links;
-use super::{NetError, host_rules, slot_rules, sysctl, tap};
+use super::{NetError, host_rules, tap};
 use crate::netns::NetNs;
 
 /// The network of one sandbox. Dropping it destroys it.
@@ -20,6 +19,8 @@ pub struct NetSlot {
     host: Arc<HostNetwork>,
     index: u16,
     netns: NetNs,
+    /// None until it is made.
+    inside: Option<Inside>,
     destroyed: bool,
 }
 
@@ -31,16 +32,30 @@ impl NetSlot {
     /// When the slot exists, or the kernel refuses something; nothing is left behind then.
     pub fn create(host: &Arc<HostNetwork>, index: u16, tap_owner: u32) -> Result<Self, NetError> {
         let netns = NetNs::create()?;
-        let slot = host.netns().run(|| {
+        let mut slot = host.netns().run(|| {
             let mut links = Links::open();
             links.create_veth(&host_veth(index), INNER_VETH, netns.as_fd())?;
             // From here on there is something to destroy, also when a step fails.
-            let slot = Self { host: Arc::clone(host), index, netns, destroyed: false };
+            let slot = Self { host: Arc::clone(host), index, netns, inside: None, destroyed: false };
             slot.set_up_outside(&mut links)?;
             Ok::<_, NetError>(slot)
         })??;
-        slot.netns.run(|| slot.set_up_inside(tap_owner))??;
+        slot.inside = Some(slot.netns.run(|| Inside::set_up(index, tap_owner))??);
         Ok(slot)
+    }
+
+    /// Makes a used slot as good as new, for another sandbox. Takes some 30 ms, and less than half the processor time
+    /// that it takes to destroy it and create another.
+    ///
+    /// Only for a slot whose sandbox did not use the network: to look for what it left otherwise takes longer than
+    /// all that. Its VMM must have ended, and must not have been root.
+    ///
+    /// # Errors
+    /// [`NetError::NotClean`] when it is not certain that nothing of the sandbox is left, others when the kernel
+    /// refuses something. Only [`Self::destroy`] is left to do then.
+    pub fn recycle(&mut self) -> Result<(), NetError> {
+        let inside = self.inside.as_mut().ok_or(NetError::NotClean("it was not made to the end"))?;
+        self.netns.run(|| inside.recycle())?
     }
 
     /// Its number.
@@ -91,29 +106,9 @@ impl NetSlot {
         self.remove()
     }
 
-    fn set_up_inside(&self, tap_owner: u32) -> Result<(), NetError> {
-        tap::create(tap_owner)?;
-        // Before anything is up. A kernel without IPv6 has nothing to switch off.
-        sysctl::write("ipv6/conf/all/disable_ipv6", 1)?;
-        slot_rules::install(self.index)?;
-        let mut links = Links::open();
-        links.set_up("lo")?;
-        links.set_mac(TAP, TAP_MAC)?;
-        for (name, address, prefix_len) in
-            [(TAP, GUEST.gateway, GUEST.prefix_len), (INNER_VETH, inner_end(self.index), PAIR_PREFIX_LEN)]
-        {
-            links.add_address(name, address, prefix_len)?;
-            links.route_ipv4_only(name)?;
-            links.set_up(name)?;
-        }
-        links.add_default_route(INNER_VETH, host_end(self.index))
-    }
-
     fn set_up_outside(&self, links: &mut Links) -> Result<(), NetError> {
         let name = host_veth(self.index);
-        links.add_address(&name, host_end(self.index), PAIR_PREFIX_LEN)?;
-        links.route_ipv4_only(&name)?;
-        links.set_up(&name)?;
+        links.set_up_ipv4(&name, host_end(self.index), PAIR_PREFIX_LEN)?;
         host_rules::admit(&self.host.nft(), self.index)
     }
 

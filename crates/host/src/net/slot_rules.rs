@@ -14,32 +14,44 @@ const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
 /// ARP for IPv4 over Ethernet (RFC 826): hardware type, protocol type, and their address lengths.
 const ARP_ETHERNET_IPV4: [u8; 6] = [0x00, 0x01, 0x08, 0x00, 6, 4];
 
-/// Puts the tables of slot `index` into force in its namespace, which is new and which the calling thread must be in.
+const INET: Table = Table(Family::Inet);
+const NETDEV: Table = Table(Family::Netdev);
+
+/// Puts the table of slot `index` into force in its namespace, which is new and which the calling thread must be in.
 pub(super) fn install(index: u16) -> Result<(), NetError> {
     let mut batch = Batch::new();
-    let address = GUEST.address.octets();
+    batch.new_table(INET, "");
+    // Nothing in the namespace is there to be talked to.
+    batch.base_chain(INET, "input", Hook::Input, Policy::Drop);
+    batch.rule(INET, "input", &[IifName, IsName("lo"), Accept]);
+    batch.base_chain(INET, "forward", Hook::Forward, Policy::Drop);
+    batch.rule(INET, "forward", &[IifName, IsName(TAP), OifName, IsName(INNER_VETH), Ipv4, Accept]);
+    let back = [IifName, IsName(INNER_VETH), OifName, IsName(TAP), Ipv4, EstablishedOrRelated, Accept];
+    batch.rule(INET, "forward", &back);
+    batch.base_chain(INET, "postrouting", Hook::PostroutingNat, Policy::Accept);
+    batch.rule(INET, "postrouting", &[OifName, IsName(INNER_VETH), Ipv4, SnatTo(inner_end(index))]);
+    batch.commit(&Socket::open()?, "install the nftables table of a slot")
+}
 
+/// Puts the table at the tap into force, which must be there, and not up.
+pub(super) fn install_at_tap() -> Result<(), NetError> {
+    let mut batch = Batch::new();
+    let address = GUEST.address.octets();
     // The type is read from the frame, not taken from the kernel, so that a VLAN tag does not match.
-    let netdev = Table(Family::Netdev);
-    batch.new_table(netdev, "");
-    batch.base_chain(netdev, "guest", Hook::Ingress(TAP), Policy::Drop);
+    batch.new_table(NETDEV, "");
+    batch.base_chain(NETDEV, "guest", Hook::Ingress(TAP), Policy::Drop);
     let sender = [Ether(6, 6), Is(&GUEST.mac), Ether(12, 2)];
     let ipv4 = [Is(&ETHERTYPE_IPV4), Network(12, 4), Is(&address), Accept];
-    batch.rule(netdev, "guest", &[&sender[..], &ipv4].concat());
+    batch.rule(NETDEV, "guest", &[&sender[..], &ipv4].concat());
     let arp = [Is(&ETHERTYPE_ARP), Network(0, 6), Is(&ARP_ETHERNET_IPV4)];
     let arp_sender = [Network(8, 6), Is(&GUEST.mac), Network(14, 4), Is(&address), Accept];
-    batch.rule(netdev, "guest", &[&sender[..], &arp, &arp_sender].concat());
+    batch.rule(NETDEV, "guest", &[&sender[..], &arp, &arp_sender].concat());
+    batch.commit(&Socket::open()?, "install the nftables table at a tap")
+}
 
-    let inet = Table(Family::Inet);
-    batch.new_table(inet, "");
-    // Nothing in the namespace is there to be talked to.
-    batch.base_chain(inet, "input", Hook::Input, Policy::Drop);
-    batch.rule(inet, "input", &[IifName, IsName("lo"), Accept]);
-    batch.base_chain(inet, "forward", Hook::Forward, Policy::Drop);
-    batch.rule(inet, "forward", &[IifName, IsName(TAP), OifName, IsName(INNER_VETH), Ipv4, Accept]);
-    let back = [IifName, IsName(INNER_VETH), OifName, IsName(TAP), Ipv4, EstablishedOrRelated, Accept];
-    batch.rule(inet, "forward", &back);
-    batch.base_chain(inet, "postrouting", Hook::PostroutingNat, Policy::Accept);
-    batch.rule(inet, "postrouting", &[OifName, IsName(INNER_VETH), Ipv4, SnatTo(inner_end(index))]);
-    batch.commit(&Socket::open()?, "install the nftables tables of a slot")
+/// Deletes the table at a tap that is gone. Some kernels leave the chain in it, others do not.
+pub(super) fn remove_from_tap() -> Result<(), NetError> {
+    let mut batch = Batch::new();
+    batch.delete_table(NETDEV);
+    batch.commit(&Socket::open()?, "delete the nftables table at a tap")
 }

@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 pub const GATEWAY_MAC: [u8; 6] = [0x06, 0, 0xac, 0x10, 0, 1];
 const UDP: u8 = 17;
+/// In the first byte of the fragment offset, RFC 791.
+const MORE_FRAGMENTS: u8 = 0x20;
 
 /// A UDP datagram in an Ethernet frame to the gateway; the port is where the tests listen.
 #[derive(Clone)]
@@ -17,19 +19,29 @@ pub struct Datagram<'a> {
 
 impl Datagram<'_> {
     pub fn frame(&self) -> Vec<u8> {
-        ethernet(self.mac, &[0x08, 0x00], &self.ipv4())
+        ethernet(self.mac, &[0x08, 0x00], &self.ipv4(0, 64))
+    }
+
+    /// The same with this many hops to live.
+    pub fn with_ttl(&self, ttl: u8) -> Vec<u8> {
+        ethernet(self.mac, &[0x08, 0x00], &self.ipv4(0, ttl))
+    }
+
+    /// The same as the first of several fragments.
+    pub fn first_fragment(&self) -> Vec<u8> {
+        ethernet(self.mac, &[0x08, 0x00], &self.ipv4(MORE_FRAGMENTS, 64))
     }
 
     /// The same with an 802.1Q tag of VLAN 5, or 0 (priority only).
     pub fn tagged(&self, vlan: u8) -> Vec<u8> {
-        ethernet(self.mac, &[0x81, 0x00, 0x00, vlan, 0x08, 0x00], &self.ipv4())
+        ethernet(self.mac, &[0x81, 0x00, 0x00, vlan, 0x08, 0x00], &self.ipv4(0, 64))
     }
 
-    fn ipv4(&self) -> Vec<u8> {
+    fn ipv4(&self, fragment: u8, ttl: u8) -> Vec<u8> {
         let udp = self.udp();
         let mut header = vec![0x45, 0];
         header.extend(u16::try_from(20 + udp.len()).unwrap().to_be_bytes());
-        header.extend([0, 0, 0, 0, 64, UDP, 0, 0]);
+        header.extend([0, 0, fragment, 0, ttl, UDP, 0, 0]);
         header.extend(self.from.octets());
         header.extend(self.to.octets());
         let checksum = checksum(&header);
