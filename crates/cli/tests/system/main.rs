@@ -19,3 +19,4 @@ mod network;
 mod prepared;
 mod snapshot_faults;
 mod snapshots;
+mod warm;

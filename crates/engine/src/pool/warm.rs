@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use manta_api::SnapshotId;
 use tokio::sync::Notify;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
@@ -20,7 +20,7 @@ use crate::admission::Admission;
 use crate::error::EngineError;
 use crate::metrics::Pool;
 use crate::shared::Shared;
-use crate::snapshots::Stored;
+use crate::snapshots::{Stored, blocking};
 use crate::timing::{Clock, Operation, Timed};
 
 /// How often a waiting guest has to show that it still answers.
@@ -241,10 +241,10 @@ impl WarmPool {
         let clock = Clock::start();
         let is_golden = self.state().demand.is_golden(&of);
         let made = async {
-            let host = shared.clone();
-            let room = spawn_blocking(move || headroom::check(&host)).await;
-            room.unwrap_or_else(|panicked| Err(panicked.to_string()))
-                .map_err(|reason| EngineError::Host { stage: "looking for room ahead of time", reason })?;
+            let (host, checked) = (shared.clone(), of.clone());
+            let looked = blocking(move || Ok((headroom::check(&host), checked.check()?)));
+            let (room, ()) = looked.await?;
+            room.map_err(|reason| EngineError::Host { stage: "looking for room ahead of time", reason })?;
             let walk = if is_golden { Walk::Login } else { Walk::Bare };
             Member::warm(of.clone(), walk, &shared, &clock).await
         };
