@@ -302,6 +302,15 @@ mod tests {
     }
 
     #[test]
+    fn a_program_that_takes_too_long_is_ended() {
+        catch_once();
+        let target = tempfile::tempfile().unwrap();
+        let mut sleep = sh("exec sleep 1000");
+        let error = run_into_within(&mut sleep, target, Duration::from_millis(10)).unwrap_err().to_string();
+        assert!(error.contains("took more than"), "{error}");
+    }
+
+    #[test]
     fn dropping_a_group_ends_it_with_its_children() {
         catch_once();
         let mut group = Group::spawn(sh("sleep 1000 & echo $!; wait").stdout(Stdio::piped())).unwrap();

@@ -97,10 +97,12 @@ impl Server<'_> {
         request(self.address, "GET", "/healthz", None, REQUEST_LIMIT)
     }
 
-    /// `manta bench` with these arguments, its JSON into `target`.
-    pub(super) fn bench(&self, arguments: &[String], target: File) -> Result<()> {
+    /// `manta bench`, with `more` arguments, its JSON into `target`.
+    pub(super) fn bench(&self, runs: u32, wait: Duration, more: &[&str], target: File) -> Result<()> {
         let mut bench = Command::new(&self.host.manta);
-        bench.args(["bench", "--endpoint", &format!("http://{}", self.address)]).args(arguments);
+        bench.args(["bench", "--pool-aware", "--endpoint", &format!("http://{}", self.address)]);
+        let (runs, wait_s) = (runs.to_string(), wait.as_secs().to_string());
+        bench.args(["--iterations", &runs, "--pool-wait-s", &wait_s]).args(more);
         run_into_within(&mut bench, target, RUN_LIMIT)
     }
 

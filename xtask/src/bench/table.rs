@@ -37,7 +37,8 @@ impl Table {
 
     /// What the server held after so many sandboxes.
     pub(super) fn held(&mut self, all: &[(u32, Held)]) {
-        self.lines.push("| after | server's RSS KiB | descriptors | threads |\n|---|---|---|---|".to_owned());
+        self.lines
+            .push("\n| after | server's RSS KiB | descriptors | threads |\n|---|---|---|---|".to_owned());
         let row = |(after, held): &(u32, Held)| {
             format!("| {after} | {} | {} | {} |", held.rss_kib, held.fds, held.threads)
         };
