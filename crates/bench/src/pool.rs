@@ -40,7 +40,8 @@ pub enum PoolUse {
     Unknown,
 }
 
-/// The times of the server's stages, nanoseconds, in its order; a map in JSON.
+/// The times of the server's stages, nanoseconds, in its order; a map in JSON. What a stage took twice, as after
+/// a sandbox that was lost, is one sum.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StageTimes(pub Vec<(String, u64)>);
 
@@ -90,7 +91,14 @@ impl PoolUse {
 
 impl StageTimes {
     pub(crate) fn of(timing: &ServerTiming) -> Self {
-        Self(timing.stages().map(|(name, took)| (name.to_owned(), nanoseconds(took))).collect())
+        let mut times: Vec<(String, u64)> = Vec::new();
+        for (name, took) in timing.stages() {
+            match times.iter_mut().find(|(known, _)| known == name) {
+                Some((_, ns)) => *ns = ns.saturating_add(nanoseconds(took)),
+                None => times.push((name.to_owned(), nanoseconds(took))),
+            }
+        }
+        Self(times)
     }
 
     fn medians<'a>(all: impl Iterator<Item = &'a Self>) -> Self {
