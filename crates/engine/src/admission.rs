@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::EngineError;
@@ -14,9 +14,24 @@ use crate::error::EngineError;
 pub(crate) struct Admission {
     max_sandboxes: usize,
     places: Arc<Semaphore>,
+    freed: Arc<Notify>,
     turns: Arc<Semaphore>,
     patience: Duration,
     stop: CancellationToken,
+}
+
+/// A place among all sandboxes, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    permit: Option<OwnedSemaphorePermit>,
+    freed: Arc<Notify>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        drop(self.permit.take());
+        self.freed.notify_one();
+    }
 }
 
 impl Admission {
@@ -29,19 +44,20 @@ impl Admission {
         stop: CancellationToken,
     ) -> Self {
         let [places, turns] = [max_sandboxes, width].map(|permits| Arc::new(Semaphore::new(permits)));
-        Self { max_sandboxes, places, turns, patience, stop }
+        Self { max_sandboxes, places, freed: Arc::default(), turns, patience, stop }
     }
 
     /// A place among all sandboxes.
     ///
     /// # Errors
     /// [`EngineError::HostFull`], [`EngineError::ShuttingDown`].
-    pub(crate) fn place(&self) -> Result<OwnedSemaphorePermit, EngineError> {
+    pub(crate) fn place(&self) -> Result<Place, EngineError> {
         if self.stop.is_cancelled() {
             return Err(EngineError::ShuttingDown);
         }
         let limit = self.max_sandboxes;
-        self.places.clone().try_acquire_owned().map_err(|_| EngineError::HostFull { limit })
+        let permit = self.places.clone().try_acquire_owned().map_err(|_| EngineError::HostFull { limit })?;
+        Ok(Place { permit: Some(permit), freed: self.freed.clone() })
     }
 
     /// Waits for a turn to start a microVM.
@@ -55,6 +71,11 @@ impl Admission {
             turn = self.turns.clone().acquire_owned() => turn.map_err(|_| EngineError::ShuttingDown),
             () = tokio::time::sleep(self.patience) => Err(EngineError::Overloaded { after: self.patience }),
         }
+    }
+
+    /// Completes when a place was given back since the last time; for one waiter.
+    pub(crate) async fn place_freed(&self) {
+        self.freed.notified().await;
     }
 
     pub(crate) fn free_places(&self) -> usize {

@@ -5,11 +5,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use manta_api::{SandboxId, SandboxInfo, SandboxState};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::admission::Place;
 use crate::agent::ExecOutput;
 use crate::error::EngineError;
 use crate::exec::{self, ExecSpec};
@@ -71,7 +72,7 @@ impl Handle {
         start: Start,
         resources: Resources,
         shared: Shared,
-        permit: OwnedSemaphorePermit,
+        place: Place,
         creator: Creator,
         ended: Box<dyn FnOnce() + Send>,
     ) -> Self {
@@ -91,7 +92,7 @@ impl Handle {
             queue,
             leave: leave.clone(),
             shared,
-            permit: Some(permit),
+            place: Some(place),
             destroyed: Arc::clone(&destroyed),
         };
         let tracker = task.shared.tasks.clone();
@@ -156,7 +157,7 @@ struct Task {
     leave: CancellationToken,
     shared: Shared,
     /// Its place among all sandboxes; a failed one keeps it until it is destroyed.
-    permit: Option<OwnedSemaphorePermit>,
+    place: Option<Place>,
     destroyed: Arc<OnceLock<Timings>>,
 }
 
@@ -183,7 +184,7 @@ impl Task {
                 let keep = self.shared.config.keep_failed && matches!(error, EngineError::BootFailed { .. });
                 self.end(keep, Clock::start(), ended).await;
                 // Whoever is told may try again at once.
-                drop(self.permit.take());
+                drop(self.place.take());
                 let _ = created.send(Err(error));
             }
         }

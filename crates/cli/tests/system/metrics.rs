@@ -103,7 +103,7 @@ fn answers_tell_where_the_time_went() {
     let create = timing(&created);
     assert_eq!(
         names(&create),
-        ["queue", "check", "claim", "network", "disk", "spawn", "start", "adopt"],
+        ["check", "queue", "claim", "network", "disk", "spawn", "start", "adopt"],
         "nothing waits in the pool of these tests"
     );
     assert_eq!(create.pool.as_deref(), Some("miss"));
@@ -158,9 +158,9 @@ fn metrics_count_each_operation_once_and_gauges_go_back() {
 
     let grown = |name: &str, labels: &[(&str, &str)]| after.value(name, labels) - before.value(name, labels);
     for (operation, stages) in [
-        ("create", &["queue", "check", "claim", "network", "disk", "spawn", "start", "adopt"][..]),
+        ("create", &["check", "queue", "claim", "network", "disk", "spawn", "start", "adopt"][..]),
         ("exec", &["queue", "agent", "run"]),
-        ("destroy", &["drain", "kill", "network", "files"]),
+        ("destroy", &["drain", "kill", "files"]),
     ] {
         for outcome in ["ok", "error"] {
             let count =

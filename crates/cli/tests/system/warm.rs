@@ -195,6 +195,7 @@ fn who_waits_too_long_for_a_turn_is_told_when_to_come_back() {
         assert!(answer.header("retry-after").is_some_and(|after| after.parse::<u32>().is_ok()), "{answer:?}");
         answer.error(503, "overloaded");
     }
+    drop(server);
     let patient = Server::with(&[("MANTA_START_WIDTH", "1")]);
     at_once(4, 4, |_| patient.create());
 }
@@ -239,7 +240,7 @@ fn those_that_waited_for_a_killed_server_are_swept_by_the_next() {
 #[test]
 fn those_that_waited_long_enough_are_replaced() {
     let _host = Host::enter();
-    let server = Server::with(&[("MANTA_WARM_POOL_SIZE", "2"), ("MANTA_WARM_MAX_AGE", "2s")]);
+    let server = Server::with(&[("MANTA_WARM_POOL_SIZE", "2"), ("MANTA_WARM_MAX_AGE", "5s")]);
     depth(&server, 2);
     let first: BTreeSet<_> = server.vmms().into_iter().collect();
     eventually("all are new", scaled(60), || server.vmms().iter().all(|pid| !first.contains(pid)));

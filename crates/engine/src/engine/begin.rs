@@ -7,10 +7,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use manta_api::{SandboxId, SandboxInfo, SandboxState, SnapshotId};
 use manta_host::net::GUEST;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::Engine;
+use crate::admission::Place;
 use crate::error::EngineError;
 use crate::pool::Member;
 use crate::resources::{Resources, Start};
@@ -127,7 +128,7 @@ impl Engine {
         id: SandboxId,
         start: Start,
         resources: Resources,
-        place: OwnedSemaphorePermit,
+        place: Place,
         clock: &Clock,
     ) -> Result<SandboxId, EngineError> {
         if self.shared.stop.is_cancelled() {

@@ -19,6 +19,7 @@ pub(crate) struct Member {
     pub(crate) id: SandboxId,
     pub(crate) resources: Resources,
     pub(super) of: Arc<Stored>,
+    /// When it began to wait.
     pub(super) made: Instant,
     /// When its guest last answered.
     pub(super) fresh: Instant,
@@ -57,7 +58,8 @@ impl Member {
             Ok(())
         };
         let up = up.await;
-        member.fresh = Instant::now();
+        member.made = Instant::now();
+        member.fresh = member.made;
         member.or_discard(up, shared)
     }
 

@@ -167,6 +167,7 @@ impl WarmPool {
             }
             tokio::select! {
                 () = self.changed.notified() => {}
+                () = self.admission.place_freed() => {}
                 () = self.foreground.quiet(), if !quiet => {}
                 Some(_) = making.join_next() => {}
                 () = tokio::time::sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
@@ -214,27 +215,26 @@ impl WarmPool {
         step
     }
 
-    /// When all are there: has the one that was not heard of for the longest time show that it lives, or gives up
-    /// one that is too old, to be replaced before the next one goes.
+    /// When no more can be made now: has one that was not heard of for long show that it lives, or gives up one that
+    /// is too old, to be replaced before the next one goes.
     fn look_after(&self, state: &mut State, now: Instant, given_up: &mut Vec<Member>) -> Step {
-        let stale = (0..state.waiting.len()).min_by_key(|index| state.waiting[*index].member.fresh);
-        let Some(stale) = stale else { return Step::Wait(now + FRESHEN) };
-        let retry = state.failing.values().map(|failing| failing.until).min();
-        let old = |waiting: &Waiting| waiting.member.made + self.max_age <= now;
-        if state.making.is_empty() && state.waiting.iter().any(old) {
-            state.give_up(old, 1, given_up);
-            return Step::Wait(now); // to plan again, now that one is lacking
+        if state.making.is_empty() {
+            let old = |waiting: &Waiting| waiting.member.made + self.max_age <= now;
+            if state.waiting.iter().any(old) {
+                state.give_up(old, 1, given_up);
+                return Step::Wait(now); // to plan again, now that one is lacking
+            }
+            let stale = state.waiting.iter().position(|waiting| waiting.member.fresh + FRESHEN <= now);
+            if let Some(waiting) = stale.and_then(|stale| state.waiting.remove(stale)) {
+                return Step::Freshen(Box::new(waiting.member));
+            }
         }
-        let due = state.waiting[stale].member.fresh + FRESHEN;
-        if due <= now
-            && state.making.is_empty()
-            && let Some(waiting) = state.waiting.remove(stale)
-        {
-            return Step::Freshen(Box::new(waiting.member));
-        }
-        let expiry = state.waiting.iter().map(|waiting| waiting.member.made + self.max_age).min();
-        let next = [Some(due), expiry, retry].into_iter().flatten().min().unwrap_or(due);
-        Step::Wait(next.max(now + Duration::from_millis(100)))
+        let members = state.waiting.iter().map(|waiting| &waiting.member);
+        let due = members.map(|member| (member.made + self.max_age).min(member.fresh + FRESHEN));
+        let retries = state.failing.values().map(|failing| failing.until).filter(|until| *until > now);
+        // What is due already waits for what is being made, whose end is noticed.
+        let next = due.filter(|due| *due > now).chain(retries).min();
+        Step::Wait(next.unwrap_or(now + FRESHEN))
     }
 
     async fn make(self: Arc<Self>, of: Arc<Stored>, shared: Shared) {
