@@ -49,6 +49,8 @@ pub(crate) enum Pool {
 }
 
 impl Pool {
+    const ALL: [Self; 2] = [Self::Slots, Self::Vmms];
+
     fn as_str(self) -> &'static str {
         match self {
             Self::Slots => "slots",
@@ -70,7 +72,8 @@ impl Pool {
     }
 }
 
-/// Tells the recorder the unit and meaning of each metric; once, after it was installed.
+/// Tells the recorder the unit and meaning of each metric, and begins counters at zero, so that the first increment
+/// is seen as one; once, after it was installed.
 pub fn describe() {
     describe_histogram!(
         STAGE_SECONDS,
@@ -97,6 +100,15 @@ pub fn describe() {
         Unit::Bytes,
         "Bytes of standard output and standard error kept of commands that ended."
     );
+    exec_output(0);
+    for pool in Pool::ALL.map(Pool::as_str) {
+        for result in ["hit", "miss"] {
+            counter!(POOL_CLAIMS, "pool" => pool, "result" => result).increment(0);
+        }
+        for result in [true, false].map(outcome) {
+            counter!(POOL_REFILLS, "pool" => pool, "result" => result).increment(0);
+        }
+    }
 }
 
 /// An operation ended, after the stages it has.
