@@ -42,6 +42,22 @@ fn a_sandbox_reaches_the_internet_and_no_denied_range() {
 }
 
 #[test]
+fn a_slot_is_used_again_only_if_its_sandbox_used_no_network() {
+    let host = Host::enter();
+    let server = Server::start();
+    let address = |id: &str| server.info(id).expect("listed")["host_address"].clone();
+    let silent = server.create();
+    assert_eq!(server.stdout(&silent, "echo silent"), "silent");
+    let first = address(&silent);
+    server.destroy(&silent).ok();
+    let talking = server.create();
+    assert_eq!(address(&talking), first);
+    assert_eq!(fetch(&server, &talking, &host.url(INTERNET)), (0, "internet".to_owned()));
+    server.destroy(&talking).ok();
+    assert_ne!(address(&server.create()), first);
+}
+
+#[test]
 fn a_sandbox_reaches_neither_the_host_nor_another_sandbox() {
     let _host = Host::enter();
     let server = Server::start();
