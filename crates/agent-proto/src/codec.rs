@@ -34,6 +34,7 @@ pub struct Decoder {
     read: usize,
     /// Inside a frame that is too long: drop everything up to its end.
     skipping: bool,
+    frame_len: usize,
 }
 
 impl Decoder {
@@ -73,12 +74,19 @@ impl Decoder {
             if end > MAX_ENCODED {
                 return Some(Err(FrameError::TooLong));
             }
+            self.frame_len = end + 1;
             let frame = &mut pending[..end];
             return Some(match cobs::decode_in_place(frame) {
                 Ok(length) => Frame::from_bytes(&frame[..length]),
                 Err(_) => Err(FrameError::Encoding),
             });
         }
+    }
+
+    /// Bytes that the last frame took on the link.
+    #[must_use]
+    pub fn frame_len(&self) -> usize {
+        self.frame_len
     }
 }
 

@@ -59,6 +59,12 @@ pub enum Frame {
         /// The stream.
         id: u32,
     },
+    /// The sender has received this many frames of the session, which need not be kept any longer. Hellos and
+    /// acknowledgements do not count.
+    Ack {
+        /// Since the session began, over all its links.
+        frames: u64,
+    },
 }
 
 /// The byte channels of a stream.
@@ -129,6 +135,7 @@ impl Frame {
             Self::Eof { id, .. } => (4, *id),
             Self::Credit { id, .. } => (5, *id),
             Self::Cancel { id } => (6, *id),
+            Self::Ack { .. } => (7, 0),
         };
         let mut out = Vec::with_capacity(64);
         out.push(kind);
@@ -150,6 +157,7 @@ impl Frame {
                 out.extend(bytes.to_le_bytes());
             }
             Self::Cancel { .. } => {}
+            Self::Ack { frames } => out.extend(frames.to_le_bytes()),
         }
         if out.len() > MAX_FRAME { Err(FrameError::TooLong) } else { Ok(out) }
     }
@@ -179,6 +187,7 @@ impl Frame {
                 Self::Credit { id, channel, bytes: u32::from_le_bytes(bytes) }
             }
             6 => Self::Cancel { id },
+            7 => Self::Ack { frames: u64::from_le_bytes(payload.try_into().map_err(|_| short())?) },
             kind => return Err(FrameError::Kind(kind)),
         })
     }
@@ -197,7 +206,7 @@ fn parse<T: serde::de::DeserializeOwned>(id: u32, payload: &[u8]) -> Result<T, F
 pub(crate) mod arbitrary {
     use super::{Channel, Frame};
     use crate::message::arbitrary::{reply, request};
-    use crate::{Hello, MAX_DATA};
+    use crate::{Hello, MAX_DATA, Resume};
     use proptest::prelude::*;
 
     fn channel() -> impl Strategy<Value = Channel> {
@@ -214,11 +223,11 @@ pub(crate) mod arbitrary {
     pub(crate) fn frame() -> impl Strategy<Value = Frame> {
         let id = any::<u32>();
         prop_oneof![
-            any::<(u32, u64, Option<u64>)>().prop_map(|(version, session, resume)| Frame::Hello(Hello {
-                version,
-                session,
-                resume
-            })),
+            any::<(u32, u64, Option<(u64, u64)>)>().prop_map(|(version, session, resume)| {
+                let resume = resume.map(|(session, received)| Resume { session, received });
+                Frame::Hello(Hello { version, session, resume })
+            }),
+            any::<u64>().prop_map(|frames| Frame::Ack { frames }),
             (id, request()).prop_map(|(id, request)| Frame::Request { id, request }),
             (id, reply()).prop_map(|(id, reply)| Frame::Reply { id, reply }),
             (id, channel(), bytes()).prop_map(|(id, channel, bytes)| Frame::Data { id, channel, bytes }),
@@ -236,7 +245,7 @@ pub(crate) mod arbitrary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Adopt;
+    use crate::{Adopt, Resume};
     use proptest::prelude::*;
 
     proptest! {
@@ -246,7 +255,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_a_frame_or_an_error(kind in 0_u8..9, rest in prop::collection::vec(any::<u8>(), 0..40)) {
+        fn any_bytes_are_a_frame_or_an_error(kind in 0_u8..10, rest in prop::collection::vec(any::<u8>(), 0..40)) {
             let _ = Frame::from_bytes(&[&[kind], rest.as_slice()].concat());
         }
     }
@@ -258,8 +267,9 @@ mod tests {
         assert!(matches!(parse(&[6, 0, 0, 0]), FrameError::TooShort(4)));
         assert!(matches!(parse(&[3, 0, 0, 0, 0]), FrameError::TooShort(5)));
         assert!(matches!(parse(&[5, 0, 0, 0, 0, 1, 9, 9]), FrameError::TooShort(8)));
+        assert!(matches!(parse(&[7, 0, 0, 0, 0, 1, 9, 9]), FrameError::TooShort(8)));
         assert!(matches!(parse(&[4, 0, 0, 0, 0, 3]), FrameError::Channel(3)));
-        assert!(matches!(parse(&[7, 0, 0, 0, 0]), FrameError::Kind(7)));
+        assert!(matches!(parse(&[8, 0, 0, 0, 0]), FrameError::Kind(8)));
         assert!(matches!(parse(&[1, 5, 0, 0, 0, b'{']), FrameError::Message { id: 5, .. }));
         let too_much = [&[3, 0, 0, 0, 0, 1], vec![0; MAX_DATA + 1].as_slice()].concat();
         assert!(matches!(parse(&too_much), FrameError::TooMuchData(_)));
@@ -279,9 +289,12 @@ mod tests {
         let adopt = Frame::Request { id: 2, request: Request::Adopt(adopt) };
         let bytes = b"\x01\x02\0\0\0{\"adopt\":{\"entropy\":[1,255],\"unix_ns\":3}}";
         assert_eq!(adopt.to_bytes().unwrap(), bytes);
-        let hello = |resume| Frame::Hello(Hello { version: 2, session: 1, resume }).to_bytes().unwrap();
-        assert_eq!(hello(None), b"\0\0\0\0\0{\"version\":2,\"session\":1}");
-        assert_eq!(hello(Some(7)), b"\0\0\0\0\0{\"version\":2,\"session\":1,\"resume\":7}");
+        let ack = Frame::Ack { frames: 258 };
+        assert_eq!(ack.to_bytes().unwrap(), [7, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]);
+        let hello = |resume| Frame::Hello(Hello { version: 3, session: 1, resume }).to_bytes().unwrap();
+        assert_eq!(hello(None), b"\0\0\0\0\0{\"version\":3,\"session\":1}");
+        let bytes = b"\0\0\0\0\0{\"version\":3,\"session\":1,\"resume\":{\"session\":7,\"received\":9}}";
+        assert_eq!(hello(Some(Resume { session: 7, received: 9 })), bytes);
         let from_a_newer_host = b"\x01\x02\0\0\0{\"exec\":{\"program\":{\"argv\":[\"ls\"]},\"timeout_ms\":1,\"output_limit\":2,\"new\":3}}";
         assert!(matches!(
             Frame::from_bytes(from_a_newer_host).unwrap(),

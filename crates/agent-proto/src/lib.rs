@@ -3,21 +3,27 @@
 //! The same bytes travel over vsock (Firecracker) and a virtio-serial port (QEMU). The port is one
 //! endless byte stream with no notion of a connection, and either end can vanish in the middle of a
 //! frame; so frames are COBS-encoded and end with a zero byte: whatever was cut off, the next zero
-//! byte starts afresh. A session begins with [`Hello`]; all else carries a stream id chosen by the
-//! host, so that many requests share one connection.
+//! byte starts afresh. A session begins with [`Hello`]; requests and what belongs to them carry a
+//! stream id chosen by the host, so that many share one connection.
+//!
+//! A session is more than its link: when that is lost, the host says hello on another one, both ends
+//! say how many frames they have received ([`Resume`]), and each sends what the other lacks. Until
+//! then frames are kept ([`Outbox`]); [`Frame::Ack`] bounds how many.
 //!
 //! No I/O here. Neither side trusts the other: every length is bounded by [`MAX_FRAME`].
 
 mod codec;
 mod frame;
 mod message;
+mod transit;
 
 pub use codec::{Decoder, encode};
 pub use frame::{Channel, Frame, FrameError};
-pub use message::{Adopt, Exec, ExecExit, Hello, Identity, Network, Program, Reply, Request};
+pub use message::{Adopt, Exec, ExecExit, Hello, Identity, Network, Program, Reply, Request, Resume};
+pub use transit::{BogusCount, Inbox, Outbox};
 
 /// Version of everything in this crate. The two ends must agree; see [`Hello`].
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Name of the virtio-serial port, as the guest finds it in `/sys/class/virtio-ports/*/name`.
 pub const PORT_NAME: &str = "manta.agent";

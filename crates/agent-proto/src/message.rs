@@ -5,22 +5,31 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-/// Opens a session. The host sends it first; the agent drops whatever it did for the previous
-/// session (running commands are killed), then answers with its own, which repeats `session`.
-/// The host ignores every byte before that answer. Different versions end the session.
+/// Begins to use a link. The host sends it first; the agent answers with its own, which repeats `session`. The host
+/// ignores every byte before that answer. Different versions end the session.
 ///
-/// A session that was parked ([`Request::Park`]) is not killed by this: it is resumed by who names it, with all
-/// its streams; for anybody else its commands run on, without anybody to read their output.
+/// Without `resume` it opens a session of that name, and the agent drops whatever it did for the previous one:
+/// running commands are killed, but for those of a session that was parked ([`Request::Park`]), which run on without
+/// anybody to read their output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// [`crate::PROTOCOL_VERSION`] of the sender.
     pub version: u32,
-    /// Random, chosen by the host: tells this session's answer from a stale one.
+    /// Random, chosen by the host: tells this hello's answer from a stale one.
     pub session: u64,
-    /// Host: the parked session to go on with. Agent: the same if it did, else none. The session stays parked
-    /// until the host has sent something more, so that a link that dies at once costs nothing.
+    /// Host: the session to go on with. Agent: the same if it does, else none, and a new session has begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resume: Option<u64>,
+    pub resume: Option<Resume>,
+}
+
+/// Where a session goes on over another link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// Its name: [`Hello::session`] of the hello that opened it.
+    pub session: u64,
+    /// Frames of it that the sender has received, hellos and acknowledgements not counted. The other end sends
+    /// those that follow once more.
+    pub received: u64,
 }
 
 /// Opens a stream; answered by exactly one [`Reply`] on the same stream id, which ends it.
@@ -31,8 +40,8 @@ pub enum Request {
     Ping,
     /// Makes the guest this sandbox and no other. Idempotent. [`Reply::Adopted`].
     Adopt(Adopt),
-    /// Before a snapshot: writes what is cached to the disk, sends what is due, and then no more:
-    /// [`Reply::Done`] is the last frame. The link may end now without ending the session.
+    /// Before a snapshot: writes what is cached to the disk, sends what is due, and then no more: [`Reply::Done`] is
+    /// the last frame until the host's next one. Until then the session waits for another link as long as it takes.
     Park,
     /// Runs a command; its output comes as data frames on the same stream, then [`Reply::Exit`].
     Exec(Exec),

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use manta_agent_proto::{Frame, Hello, PROTOCOL_VERSION};
 use rustix::io::Errno;
@@ -21,6 +21,10 @@ use crate::sys::{Spawner, child_signals};
 
 /// Most connections at once; only one can hold the session, the others have yet to say hello.
 const LINKS: usize = 16;
+
+/// How long commands run on when the way to their host is lost. Several times as long as a host tries to connect
+/// again (5 s unless it was told otherwise), and as it takes a host to notice that a silent link is dead (2 s).
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Why the agent cannot go on.
 #[derive(Debug, Error)]
@@ -57,15 +61,16 @@ pub struct Agent {
     links: BTreeMap<u64, Link>,
     /// That of the last hello.
     session: Option<Session>,
+    patience: Duration,
 }
 
 impl Agent {
-    /// Serves `channels` on `machine`. The process must have one thread, its standard descriptors open, and
+    /// Serves `channels` on `machine`; has patience with hosts that are away ([`PATIENCE`]). The process must have one thread, its standard descriptors open, and
     /// `/dev/null` as its standard input: commands without input inherit it.
     ///
     /// # Errors
     /// What could not be set up.
-    pub fn new(channels: Channels, machine: Machine) -> Result<Self, AgentError> {
+    pub fn new(channels: Channels, machine: Machine, patience: Duration) -> Result<Self, AgentError> {
         let children = child_signals().map_err(AgentError::Signals)?;
         let poller = Poller::new().map_err(AgentError::Poller)?;
         poller.add(&children, Token::Children, Interest::Read).map_err(AgentError::Watch)?;
@@ -73,8 +78,8 @@ impl Agent {
             poller.add(listener, Token::Listener, Interest::Read).map_err(AgentError::Watch)?;
         }
         let runtime = Runtime { poller, spawner: Spawner::default(), drain: Drain::default(), machine };
-        let mut agent =
-            Self { runtime, children, listener: channels.listener, links: BTreeMap::new(), session: None };
+        let (listener, links) = (channels.listener, BTreeMap::new());
+        let mut agent = Self { runtime, children, listener, links, session: None, patience };
         for (fd, kind) in channels
             .serial
             .map(|port| (port, Kind::Serial))
@@ -95,7 +100,7 @@ impl Agent {
         while self.listener.is_some() || !self.links.is_empty() {
             let deadline = self.next_deadline();
             let timeout = if self.has_work() {
-                Some(std::time::Duration::ZERO)
+                Some(Duration::ZERO)
             } else {
                 deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
             };
@@ -121,18 +126,21 @@ impl Agent {
         if let Some(session) = &mut self.session {
             session.expire(now);
         }
+        self.session.take_if(|session| session.is_given_up(now)); // this kills
     }
 
     /// Whether there is something to do before the next event.
     fn has_work(&self) -> bool {
-        let unread = self.links.values().any(Link::has_work);
-        let unsent = || {
-            self.session
-                .as_ref()
-                .and_then(|session| Some((self.links.get(&session.active_link()?)?, session)))
-                .is_some_and(|(link, session)| session.has_work() && !link.outbox.is_full())
-        };
-        unread || unsent()
+        self.unread().is_some() || self.session.as_ref().is_some_and(Session::has_work)
+    }
+
+    /// A link to be read.
+    fn unread(&self) -> Option<u64> {
+        self.links.iter().find_map(|(key, link)| (link.has_work() && self.listens_to(*key)).then_some(*key))
+    }
+
+    fn listens_to(&self, key: u64) -> bool {
+        self.session.as_ref().is_none_or(|session| session.link() != Some(key) || session.listens())
     }
 
     fn dispatch(&mut self, event: Event) {
@@ -148,11 +156,7 @@ impl Agent {
                 }
             }
             Token::Stdin(_) | Token::Output(..) => {
-                let known = self.session.as_mut().is_some_and(|session| {
-                    let link = session.active_link().and_then(|key| self.links.get_mut(&key));
-                    session.ready(event.token, link.map(|link| &mut link.outbox))
-                });
-                if !known {
+                if !self.session.as_mut().is_some_and(|session| session.ready(event.token)) {
                     self.runtime.drain.ready(event.token);
                 }
             }
@@ -161,14 +165,11 @@ impl Agent {
 
     /// Reads what hosts sent, lets the session answer, and writes that.
     fn move_bytes(&mut self) {
-        let unread = |(key, link): (&u64, &Link)| link.has_work().then_some(*key);
-        while let Some(key) = self.links.iter().find_map(unread) {
+        while let Some(key) = self.unread() {
             self.read(key);
         }
-        if let Some(session) = &mut self.session
-            && let Some(link) = session.active_link().and_then(|key| self.links.get_mut(&key))
-        {
-            session.pump(&mut self.runtime, &mut link.outbox);
+        if let Some(session) = &mut self.session {
+            session.pump(&mut self.runtime);
         }
         while let Some(key) = self.flush() {
             self.end(key);
@@ -178,56 +179,77 @@ impl Agent {
     /// Writes what the links take; stops at one that has ended.
     fn flush(&mut self) -> Option<u64> {
         let poller = &self.runtime.poller;
-        let ended = |(key, link): (&u64, &mut Link)| (link.flush(poller) == Fate::Ended).then_some(*key);
-        self.links.iter_mut().find_map(ended)
+        let mut ended = |(key, link): (&u64, &mut Link)| (link.flush(poller) == Fate::Ended).then_some(*key);
+        if let Some(key) = self.links.iter_mut().find_map(&mut ended) {
+            return Some(key);
+        }
+        let session = self.session.as_mut()?;
+        let key = session.link()?;
+        let link = self.links.get_mut(&key)?;
+        while session.feed(link) {
+            if let Some(key) = ended((&key, link)) {
+                return Some(key);
+            }
+        }
+        None
     }
 
     /// Reads one link to its end.
     fn read(&mut self, key: u64) {
-        while let Some(link) = self.links.get_mut(&key)
+        while self.listens_to(key)
+            && let Some(link) = self.links.get_mut(&key)
             && let Some(incoming) = link.next()
         {
             let session = self.session.as_mut().filter(|session| session.link() == Some(key));
             match (incoming, session) {
                 (Incoming::End, _) => self.end(key),
                 (Incoming::Frame(Frame::Hello(hello)), _) => self.hello(key, &hello),
-                (Incoming::Frame(frame), Some(session)) => {
-                    session.handle(frame, &mut self.runtime, &mut link.outbox);
-                }
-                (Incoming::Unknown { id, why }, Some(session)) => session.refuse(id, &why, &mut link.outbox),
                 (_, None) => {} // without a hello nothing is answered
+                (Incoming::Frame(Frame::Ack { frames }), Some(session)) => {
+                    if !session.acknowledge(frames) {
+                        self.session = None; // this kills
+                        self.end(key);
+                    }
+                }
+                (incoming, Some(session)) => {
+                    if let Some(ack) = session.count(link.frame_len()) {
+                        link.send(&ack);
+                    }
+                    match incoming {
+                        Incoming::Frame(frame) => session.handle(frame, &mut self.runtime),
+                        Incoming::Unknown { id, why } => session.refuse(id, &why),
+                        Incoming::End => {}
+                    }
+                }
             }
         }
     }
 
-    /// The newest hello wins: whatever ran for an earlier one is killed, or left alone if that was parked.
+    /// The newest hello wins: it goes on with the session, or ends it and begins another.
     fn hello(&mut self, key: u64, hello: &Hello) {
         let known = hello.version == PROTOCOL_VERSION;
         let previous = self.session.as_ref().and_then(Session::link);
-        let mut session = self.session.take();
-        let resume = hello
-            .resume
-            .filter(|nonce| known && session.as_ref().is_some_and(|session| session.is_parked_as(*nonce)));
+        let resume = hello.resume.filter(|_| known);
+        let resume = resume.and_then(|host| self.session.as_mut()?.resume(key, host));
         if resume.is_none() {
-            if let Some(parked) = session.take_if(|session| session.is_parked()) {
-                parked.detach(&mut self.runtime);
+            if let Some(session) = self.session.take() {
+                session.end(&mut self.runtime);
             }
-            session = known.then(|| Session::new(hello.session, key)); // this kills
-        } else if let Some(session) = &mut session {
-            session.resume(key, hello.session);
+            self.session = known.then(|| Session::new(hello.session, key, self.patience));
         }
-        self.session = session;
         if let Some(previous) = previous.filter(|previous| *previous != key) {
             self.end(previous);
         }
         let Some(link) = self.links.get_mut(&key) else { return };
-        link.outbox.clear();
-        link.outbox.push(&Frame::Hello(Hello { version: PROTOCOL_VERSION, session: hello.session, resume }));
+        link.clear();
+        link.send(&Frame::Hello(Hello { version: PROTOCOL_VERSION, session: hello.session, resume }));
     }
 
     /// The host at the other end is gone, or has been replaced.
     fn end(&mut self, key: u64) {
-        self.session.take_if(|session| session.ends_with(key));
+        if let Some(session) = &mut self.session {
+            session.lose(key, Instant::now());
+        }
         match self.links.get_mut(&key) {
             Some(link) if link.kind == Kind::Serial => link.reset(),
             _ => drop(self.links.remove(&key)),

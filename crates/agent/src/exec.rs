@@ -19,7 +19,7 @@ use self::stdin::Stdin;
 use crate::agent::Runtime;
 use crate::kmsg::chain;
 use crate::launch::{LaunchError, Launched, launch};
-use crate::link::Outbox;
+use crate::outbox::Outbox;
 use crate::poll::{Interest, Token};
 
 /// Most bytes of an explanation why a command was not started.

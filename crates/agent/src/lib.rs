@@ -19,10 +19,11 @@ mod launch;
 mod link;
 pub mod names;
 pub mod net;
+mod outbox;
 mod poll;
 mod session;
 pub mod sys;
 mod uevent;
 
 pub use adopt::{AdoptError, Machine};
-pub use agent::Agent;
+pub use agent::{Agent, PATIENCE};

@@ -1,4 +1,5 @@
-//! One byte stream to the host: what came in as frames, what goes out as bytes. Knows no sessions.
+//! One byte stream to the host: what came in as frames, what goes out as bytes. Knows no sessions, and may end
+//! with any byte.
 
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -10,53 +11,13 @@ use rustix::io::Errno;
 use crate::kmsg::{Level, log};
 use crate::poll::{Interest, Poller, Token};
 
-/// Most bytes of output of commands to hold for a host that is slower than they are.
-const FULL: usize = 256 * 1024;
-
-/// A host that neither reads nor stops asking is not listened to beyond this many bytes.
-const OVERFULL: usize = 1024 * 1024;
-
 /// Most bytes in one write: what the kernel takes for a virtio-serial port.
-const WRITE: usize = 32 * 1024;
+pub(crate) const WRITE: usize = 32 * 1024;
 
 /// How long a serial port may say that no host is there before it is believed. It learns of a host that
 /// comes or goes later than of its bytes: a hello can be read, and answered, before the port knows of
 /// the host that sent it.
 const GRACE: Duration = Duration::from_secs(1);
-
-/// Bytes on their way to the host.
-#[derive(Debug, Default)]
-pub(crate) struct Outbox {
-    bytes: Vec<u8>,
-    sent: usize,
-}
-
-impl Outbox {
-    pub(crate) fn push(&mut self, frame: &Frame) {
-        if let Err(error) = encode(frame, &mut self.bytes) {
-            log(Level::Critical, &format!("a frame for the host was dropped: {error}")); // a defect of ours
-        }
-    }
-
-    pub(crate) fn is_full(&self) -> bool {
-        self.bytes.len() - self.sent >= FULL
-    }
-
-    pub(crate) fn clear(&mut self) {
-        self.bytes.clear();
-        self.sent = 0;
-    }
-
-    fn advance(&mut self, written: usize) {
-        self.sent += written;
-        if self.sent == self.bytes.len() {
-            self.clear();
-        } else if self.sent >= FULL {
-            self.bytes.drain(..self.sent);
-            self.sent = 0;
-        }
-    }
-}
 
 /// What kind of byte stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,14 +57,16 @@ pub(crate) enum Incoming {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
     Lives,
-    /// The host is gone; so is the session.
+    /// The host is gone, or the way to it.
     Ended,
 }
 
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) kind: Kind,
-    pub(crate) outbox: Outbox,
+    /// Whole frames on their way, the first of them perhaps half written.
+    out: Vec<u8>,
+    written: usize,
     key: u64,
     fd: OwnedFd,
     decoder: Decoder,
@@ -122,7 +85,8 @@ impl Link {
         poller.add(&fd, Token::Link(key), Interest::Read)?;
         Ok(Self {
             kind,
-            outbox: Outbox::default(),
+            out: Vec::new(),
+            written: 0,
             key,
             fd,
             decoder: Decoder::new(),
@@ -141,7 +105,7 @@ impl Link {
 
     /// Whether something can be read now.
     pub(crate) fn has_work(&self) -> bool {
-        self.unread && !self.is_overfull()
+        self.unread
     }
 
     /// What arrived next, or none when all that has arrived is read.
@@ -161,6 +125,11 @@ impl Link {
                 },
             }
         }
+    }
+
+    /// Bytes that the last frame took.
+    pub(crate) fn frame_len(&self) -> usize {
+        self.decoder.frame_len()
     }
 
     /// Reads once.
@@ -217,12 +186,29 @@ impl Link {
         }
     }
 
+    /// Sends a frame that belongs to this link, not to a session.
+    pub(crate) fn send(&mut self, frame: &Frame) {
+        if let Err(error) = encode(frame, &mut self.out) {
+            log(Level::Critical, &format!("a frame for the host was dropped: {error}")); // a defect of ours
+        }
+    }
+
+    /// Where to append frames, once all earlier ones are written.
+    pub(crate) fn out(&mut self) -> Option<&mut Vec<u8>> {
+        self.out.is_empty().then_some(&mut self.out)
+    }
+
     /// Writes what it can.
     pub(crate) fn flush(&mut self, poller: &Poller) -> Fate {
-        while self.outbox.sent < self.outbox.bytes.len() && !self.blocked {
-            let rest = &self.outbox.bytes[self.outbox.sent..];
+        while self.written < self.out.len() && !self.blocked {
+            let rest = &self.out[self.written..];
             match rustix::io::write(&self.fd, &rest[..rest.len().min(WRITE)]) {
-                Ok(written) => self.outbox.advance(written),
+                Ok(written) => {
+                    self.written += written;
+                    if self.written == self.out.len() {
+                        self.clear();
+                    }
+                }
                 Err(Errno::AGAIN) => self.blocked = true,
                 Err(Errno::INTR) => {}
                 Err(_) => return Fate::Ended,
@@ -240,14 +226,16 @@ impl Link {
         }
     }
 
+    /// Forgets what was to be sent.
+    pub(crate) fn clear(&mut self) {
+        self.out.clear();
+        self.written = 0;
+    }
+
     /// Forgets everything that belongs to a host that is gone.
     pub(crate) fn reset(&mut self) {
         self.decoder = Decoder::new();
-        self.outbox.clear();
-    }
-
-    fn is_overfull(&self) -> bool {
-        self.outbox.bytes.len() - self.outbox.sent >= OVERFULL
+        self.clear();
     }
 }
 

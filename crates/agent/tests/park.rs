@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::time::Duration;
 
 use common::{Agent, argv, sh};
 use manta_agent_proto::{Channel, Exec, Frame, INITIAL_CREDIT, MAX_DATA, Reply, Request};
@@ -30,11 +30,10 @@ fn park(agent: &mut Agent) -> Vec<Frame> {
     }
 }
 
-/// Goes on with the newest session over a new connection, as far as the agent's answer.
+/// Goes on over a new connection, as far as the agent's answer.
 fn resume(agent: &mut Agent) {
-    let parked = agent.session();
     agent.reconnect();
-    assert_eq!(agent.hello_resuming(Some(parked)), Some(parked));
+    agent.resume();
 }
 
 fn ping(agent: &mut Agent) {
@@ -215,23 +214,32 @@ fn a_time_limit_holds_while_parked() {
 }
 
 #[test]
-fn after_the_answer_to_park_nothing_comes_and_nothing_is_done() {
+fn after_the_answer_to_park_nothing_comes_before_the_host_says_more() {
     let mut agent = Agent::listening();
     agent.request(1, Request::Exec(sh("exec yes")));
     agent.wait_for(1, "y\n");
     park(&mut agent);
-    agent.send(&Frame::Credit { id: 1, channel: Channel::Stdout, bytes: 1 << 20 });
-    agent.request(2, Request::Ping);
-    agent.send(&Frame::Cancel { id: 1 });
-    let parked = agent.session();
-    let old = agent.reconnect();
-    assert_eq!(agent.hello_resuming(Some(parked)), Some(parked));
-    old.shutdown(Shutdown::Write).unwrap();
-    // The agent reads what was sent before it sees the end, and closes.
-    assert_eq!(std::io::copy(&mut &old, &mut std::io::sink()).unwrap(), 0);
+    for _ in 0..5 {
+        resume(&mut agent); // that alone says nothing
+    }
     ping_only(&mut agent);
     agent.send(&Frame::Cancel { id: 1 });
     assert_eq!(agent.finish(1).exit().exit_code, 137);
+}
+
+#[test]
+fn parking_is_known_of_whichever_link_its_answer_comes_over() {
+    let mut agent = Agent::listening();
+    agent.request(1, Request::Exec(sh("echo $$; exec sleep 1000")));
+    let pid = pid(&mut agent, 1);
+    agent.request(PARK, Request::Park);
+    let old = agent.reconnect();
+    agent.resume(); // whether the old link has brought the request or not
+    assert_eq!(agent.receive(), Frame::Reply { id: PARK, reply: Reply::Done });
+    drop(old);
+    agent.reconnect();
+    agent.hello(); // a clone's
+    assert_eq!(agent.run(sh(&format!("kill {pid}"))).exit().exit_code, 0);
 }
 
 #[test]
@@ -240,50 +248,13 @@ fn it_resumes_on_the_same_stream_too() {
     agent.request(1, Request::Exec(Exec { stdin: true, ..argv(&["cat"]) }));
     for round in 0..3 {
         park(&mut agent);
-        let parked = agent.session();
-        assert_eq!(agent.hello_resuming(Some(parked)), Some(parked));
+        agent.resume();
         let bytes = format!("{round}\n").into_bytes();
         agent.send(&Frame::Data { id: 1, channel: Channel::Stdin, bytes });
         agent.wait_for(1, &format!("{round}\n"));
     }
     agent.send(&Frame::Eof { id: 1, channel: Channel::Stdin });
     assert_eq!(agent.finish(1).exit().exit_code, 0);
-}
-
-#[test]
-fn a_link_that_dies_after_its_hello_costs_nothing() {
-    let mut agent = Agent::listening();
-    agent.request(1, Request::Exec(sh("echo $$; exec cat /dev/zero")));
-    let pid = pid(&mut agent, 1);
-    park(&mut agent);
-    let parked = agent.session();
-    for _ in 0..5 {
-        // Whether its end or the next hello is seen first.
-        drop(agent.reconnect());
-        assert_eq!(agent.hello_resuming(Some(parked)), Some(parked));
-    }
-    ping_only(&mut agent);
-    // From here on it is a session like any other.
-    drop(agent.reconnect());
-    assert!(common::ends(pid));
-}
-
-#[test]
-fn a_session_is_known_by_its_last_hello() {
-    let mut agent = Agent::listening();
-    let first = agent.session();
-    agent.request(1, Request::Exec(sh("echo $$; exec sleep 1000")));
-    let pid = pid(&mut agent, 1);
-    park(&mut agent);
-    resume(&mut agent);
-    ping(&mut agent);
-    park(&mut agent);
-    agent.reconnect();
-    assert_eq!(agent.hello_resuming(Some(first)), None);
-    // Its commands are nobody's now.
-    agent.send(&Frame::Cancel { id: 1 });
-    assert_eq!(agent.run(sh(&format!("kill -0 {pid} && kill {pid}"))).exit().exit_code, 0);
-    assert!(common::ends(pid));
 }
 
 #[test]
@@ -315,13 +286,14 @@ fn another_hello_after_one_that_resumes_leaves_the_commands_too() {
 }
 
 #[test]
-fn only_what_is_parked_can_be_resumed() {
-    let mut agent = Agent::listening();
-    agent.request(1, Request::Exec(sh("echo $$; exec sleep 1000")));
-    let pid = pid(&mut agent, 1);
-    let running = agent.session();
-    agent.reconnect();
-    assert_eq!(agent.hello_resuming(Some(running)), None);
-    assert!(common::ends(pid));
-    ping(&mut agent);
+fn parked_commands_outlast_the_patience_with_hosts() {
+    let mut agent = Agent::patient(Duration::ZERO);
+    let mut done = Fifo::new();
+    agent.request(1, Request::Exec(sh(&format!("sleep 0.3; echo slept > {}; exit 4", done.path))));
+    park(&mut agent);
+    drop(agent.reconnect());
+    assert_eq!(done.hear(), "slept\n");
+    agent.resume();
+    agent.request(2, Request::Ping);
+    assert_eq!(agent.collect(&[1, 2])[&1].exit().exit_code, 4);
 }

@@ -1,23 +1,22 @@
 //! Getting in touch with a guest's agent, and making the guest a sandbox of its own (adopting it): nothing is
 //! handed out before that succeeded.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use manta_agent_proto::{Adopt, Identity, Network};
 use manta_api::SandboxId;
-use manta_vmm::MicroVm;
-use tokio::time::timeout;
+use manta_vmm::{BoxFuture, MicroVm};
+use tokio::net::UnixStream;
 use tracing::{debug, warn};
 
-use crate::agent::{AgentError, Session};
+use crate::agent::{AgentError, LINKS, Redial, Session};
 use crate::config::EngineConfig;
 use crate::error::{EngineError, chain};
 use crate::shared::random;
 
 /// Fresh random bytes for a guest's kernel.
 const ENTROPY: usize = 64;
-/// Links that may die before one holds: after a restore some VMMs reset one or two.
-const LINKS: usize = 8;
 /// How far behind the host's a guest's clock may be.
 const CLOCK_ERROR: Duration = Duration::from_millis(50);
 /// How often the clock is set again: the first time, everything in a restored guest is slow.
@@ -56,14 +55,15 @@ fn unix_ns() -> u64 {
 /// A session with the agent of a running guest, which is `identity` from now on, if given. The deadline is the
 /// caller's.
 pub(crate) async fn connect(
-    vm: &dyn MicroVm,
+    vm: &Arc<dyn MicroVm>,
     identity: Option<Identity>,
     config: &EngineConfig,
 ) -> Result<Session, EngineError> {
     let mut lost = 0;
     loop {
         let stream = vm.connect_agent().await.map_err(|error| failed(chain(&error)))?;
-        match Session::open(stream, nonce()?, adoption(identity.clone())?).await {
+        let redial = redial(vm, config.agent_dial_timeout);
+        match Session::open(stream, nonce()?, adoption(identity.clone())?, redial).await {
             Ok((session, clock)) => {
                 settle_clock(&session, clock, config.agent_call_timeout).await?;
                 return Ok(session);
@@ -77,31 +77,22 @@ pub(crate) async fn connect(
     }
 }
 
-/// Goes on with a parked session, in the same guest.
-pub(crate) async fn resume(
-    vm: &dyn MicroVm,
-    session: &Session,
-    config: &EngineConfig,
-) -> Result<(), EngineError> {
-    let mut lost = 0;
-    let resumed = async {
-        loop {
-            let stream = vm.connect_agent().await.map_err(|error| failed(chain(&error)))?;
-            match session.resume(stream, nonce()?).await {
-                Ok(()) => return Ok(()),
-                Err(AgentError::LinkLost) if lost < LINKS => lost += 1,
-                Err(error) => return Err(failed(error.to_string())),
-            }
-        }
+/// The way to the same guest's agent, for as long as there is somebody else who has that guest.
+fn redial(vm: &Arc<dyn MicroVm>, limit: Duration) -> Redial {
+    let (vm, vmm_pid) = (Arc::downgrade(vm), vm.pid());
+    let dial = move || -> BoxFuture<'static, Result<UnixStream, String>> {
+        let vm = vm.upgrade();
+        Box::pin(async move {
+            let vm = vm.ok_or_else(|| "there is no microVM".to_owned())?;
+            vm.connect_agent().await.map_err(|error| chain(&error))
+        })
     };
-    let limit = config.agent_dial_timeout;
-    let resumed = timeout(limit, resumed)
-        .await
-        .unwrap_or_else(|_| Err(failed(format!("no answer within {} ms", limit.as_millis()))));
-    if let Err(error) = resumed {
-        session.fail(error.to_string()).await;
-        return Err(error);
-    }
+    Redial { dial: Box::new(dial), limit, vmm_pid }
+}
+
+/// Goes on with a parked session, in the same guest.
+pub(crate) async fn resume(session: &Session, config: &EngineConfig) -> Result<(), EngineError> {
+    session.resume().await.map_err(|error| failed(error.to_string()))?;
     // A guest that is slow about it keeps its commands.
     if let Err(error) = readopt(session, config).await {
         warn!(%error, "a guest's clock was not set after its snapshot");

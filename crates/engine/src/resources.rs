@@ -43,7 +43,7 @@ const DISK: &str = "disk.ext4";
 pub(crate) enum Death {
     /// The VMM, and the guest with it.
     Vmm(String),
-    /// Only the connection to the agent.
+    /// Only the session with the agent, which outlives connections that are lost.
     Session(End),
 }
 
@@ -171,7 +171,7 @@ impl Resources {
         let up = async {
             vm.start().await.map_err(|error| boot("starting the guest")(chain(&error)))?;
             clock.passed("start");
-            let session = guest::connect(&*vm, Some(identity), config).await?;
+            let session = guest::connect(&vm, Some(identity), config).await?;
             clock.passed("adopt");
             Ok(session)
         };
@@ -251,7 +251,7 @@ impl Resources {
         }
     }
 
-    /// Completes when the microVM or the connection to its agent is gone; never when there is none.
+    /// Completes when the microVM or the session with its agent is gone; never when there is none.
     pub(crate) fn death(&self) -> impl Future<Output = Death> + Send + 'static {
         let (vm, session) = (self.vm.clone(), self.session.clone());
         async move {
@@ -272,12 +272,12 @@ impl Resources {
         }
     }
 
-    /// Connects to the agent of a running guest again.
+    /// Begins another session with the agent of a running guest; what the last one ran is killed.
     pub(crate) async fn reconnect(&mut self, shared: &Shared) -> Result<(), String> {
         self.session = None;
         let Some(vm) = &self.vm else { return Err("there is no microVM".to_owned()) };
         let limit = shared.config.agent_dial_timeout;
-        let session = tokio::time::timeout(limit, guest::connect(&**vm, None, &shared.config)).await;
+        let session = tokio::time::timeout(limit, guest::connect(vm, None, &shared.config)).await;
         let session = session.map_err(|_| format!("no hello within {} ms", limit.as_millis()))?;
         self.session = Some(session.map_err(|error| error.to_string())?);
         Ok(())

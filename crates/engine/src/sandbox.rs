@@ -20,8 +20,8 @@ use crate::shared::Shared;
 use crate::snapshots::{Order, Stored, take};
 use crate::timing::{Clock, Operation, Timings};
 
-/// A connection that is lost sooner than this after it was made anew is not made once more. The first may break at
-/// any time: a restored guest of Firecracker's resets its links, late when it is busy.
+/// A session that ends sooner than this after it was begun anew is not begun once more. A connection that is lost
+/// does not end one: that takes an agent that could not be reached for a while, or was too slow to park.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// For commands and snapshots to notice that their sandbox is going.
@@ -226,11 +226,11 @@ impl Task {
                 }
                 Death::Session(end) => match self.reconnect().await {
                     Ok(()) => {
-                        warn!(sandbox_id = %self.id, end.reason, "the agent connection was lost and made anew");
+                        warn!(sandbox_id = %self.id, end.reason, "the session with the agent was lost and begun anew");
                         reconnected = Some(Instant::now());
                         continue;
                     }
-                    Err(error) => format!("{}, and could not be made anew: {error}", end.reason),
+                    Err(error) => format!("{}; another session: {error}", end.reason),
                 },
             };
             self.fail(reason).await;

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use manta_agent_proto::{Channel, Frame, INITIAL_CREDIT, MAX_DATA};
 use rustix::io::Errno;
 
-use crate::link::Outbox;
+use crate::outbox::Outbox;
 
 #[derive(Debug)]
 pub(crate) struct Output {

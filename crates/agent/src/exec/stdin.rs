@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use manta_agent_proto::{Channel, Frame, INITIAL_CREDIT};
 use rustix::io::Errno;
 
-use crate::link::Outbox;
+use crate::outbox::Outbox;
 
 /// Credit is given back in portions of this: half the window, so that the host never waits for a
 /// portion it has not yet used up.

@@ -9,8 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use manta_agent_proto::{
-    Channel, Decoder, Exec, ExecExit, Frame, Hello, INITIAL_CREDIT, PROTOCOL_VERSION, Program, Reply,
-    Request, encode,
+    Channel, Decoder, Exec, ExecExit, Frame, Hello, INITIAL_CREDIT, Inbox, Outbox, PROTOCOL_VERSION, Program,
+    Reply, Request, Resume, encode,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::Shutdown;
@@ -27,7 +27,11 @@ pub(crate) struct Agent {
     listener: Option<(TempDir, UnixListener)>,
     stream: UnixStream,
     decoder: Decoder,
-    sessions: u64,
+    hellos: u64,
+    /// The session: its name, and what went to and fro in it.
+    session: u64,
+    outbox: Outbox,
+    inbox: Inbox,
 }
 
 /// What came back on one stream.
@@ -72,15 +76,20 @@ impl Agent {
     /// Started, but not greeted.
     pub(crate) fn silent() -> Self {
         let (stream, theirs) = UnixStream::pair().unwrap();
-        Self::new(spawn(theirs.into()), None, stream)
+        Self::new(spawn(theirs.into(), DEADLINE), None, stream)
     }
 
     /// Started with a session, and to be reached over any number of connections.
     pub(crate) fn listening() -> Self {
+        Self::patient(DEADLINE)
+    }
+
+    /// As [`Self::listening`]; waits that long for hosts that are away.
+    pub(crate) fn patient(patience: Duration) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("agent")).unwrap();
         let stream = connect(&listener);
-        let process = spawn(listener.try_clone().unwrap().into());
+        let process = spawn(listener.try_clone().unwrap().into(), patience);
         let mut agent = Self::new(process, Some((directory, listener)), stream);
         agent.hello();
         agent
@@ -89,7 +98,8 @@ impl Agent {
     fn new(process: Child, listener: Option<(TempDir, UnixListener)>, stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
-        Self { process, listener, stream, decoder: Decoder::new(), sessions: 0 }
+        let (outbox, inbox) = (Outbox::default(), Inbox::default());
+        Self { process, listener, stream, decoder: Decoder::new(), hellos: 0, session: 0, outbox, inbox }
     }
 
     /// Goes on over a new connection; the old one is given back, still open.
@@ -112,32 +122,56 @@ impl Agent {
         self.process.id()
     }
 
-    /// Begins a session; drops everything that arrives before its answer.
+    /// Begins a session.
     pub(crate) fn hello(&mut self) {
-        assert_eq!(self.hello_resuming(None), None);
+        assert_eq!(self.greet(None), None);
+        (self.session, self.outbox, self.inbox) = (self.hellos, Outbox::default(), Inbox::default());
     }
 
-    /// As [`Self::hello`], for the session that is named; gives the one that the agent goes on with.
-    pub(crate) fn hello_resuming(&mut self, resume: Option<u64>) -> Option<u64> {
-        self.sessions += 1;
-        self.send(&Frame::Hello(Hello { version: PROTOCOL_VERSION, session: self.sessions, resume }));
+    /// Goes on with the session, over whatever link there is now.
+    pub(crate) fn resume(&mut self) {
+        let ours = Resume { session: self.session, received: self.inbox.received() };
+        let theirs = self.greet(Some(ours)).expect("the session is gone");
+        assert_eq!(theirs.session, self.session);
+        self.outbox.resume(theirs.received).unwrap();
+        self.send_waiting();
+    }
+
+    /// Says hello and drops everything that arrives before its answer; gives what the agent goes on with.
+    pub(crate) fn greet(&mut self, resume: Option<Resume>) -> Option<Resume> {
+        self.hellos += 1;
+        let mut bytes = Vec::new();
+        let hello = Hello { version: PROTOCOL_VERSION, session: self.hellos, resume };
+        encode(&Frame::Hello(hello), &mut bytes).unwrap();
+        self.send_raw(&bytes);
         for _ in 0..100_000 {
-            match self.receive() {
-                Frame::Hello(hello) if hello.session == self.sessions => return hello.resume,
+            match self.next_frame().expect("the agent hung up") {
+                Frame::Hello(hello) if hello.session == self.hellos => return hello.resume,
                 _ => {}
             }
         }
         panic!("no answer to hello");
     }
 
-    /// The newest session.
+    /// The session's name.
     pub(crate) fn session(&self) -> u64 {
-        self.sessions
+        self.session
     }
 
     pub(crate) fn send(&mut self, frame: &Frame) {
         let mut bytes = Vec::new();
         encode(frame, &mut bytes).unwrap();
+        if matches!(frame, Frame::Hello(_) | Frame::Ack { .. }) {
+            self.send_raw(&bytes);
+        } else {
+            self.outbox.push(bytes);
+            self.send_waiting();
+        }
+    }
+
+    fn send_waiting(&mut self) {
+        let mut bytes = Vec::new();
+        self.outbox.take(&mut bytes, usize::MAX);
         self.send_raw(&bytes);
     }
 
@@ -154,10 +188,25 @@ impl Agent {
         self.try_receive().expect("the agent hung up")
     }
 
-    /// None when the agent has hung up.
+    /// None when the agent has hung up. Acknowledgements are seen to.
     pub(crate) fn try_receive(&mut self) -> Option<Frame> {
         loop {
-            // A frame cut off by a new session is what `hello` is for.
+            match self.next_frame()? {
+                Frame::Ack { frames } => self.outbox.acknowledge(frames).unwrap(),
+                hello @ Frame::Hello(_) => return Some(hello),
+                frame => {
+                    if let Some(ack) = self.inbox.count(self.decoder.frame_len()) {
+                        self.send(&ack);
+                    }
+                    return Some(frame);
+                }
+            }
+        }
+    }
+
+    fn next_frame(&mut self) -> Option<Frame> {
+        loop {
+            // A frame cut off by a new link is what `hello` is for.
             match self.decoder.next_frame() {
                 Some(Ok(frame)) => return Some(frame),
                 Some(Err(_)) => continue,
@@ -254,10 +303,11 @@ fn connect(listener: &UnixListener) -> UnixStream {
     UnixStream::connect_addr(&listener.local_addr().unwrap()).unwrap()
 }
 
-fn spawn(stdin: OwnedFd) -> Child {
+fn spawn(stdin: OwnedFd, patience: Duration) -> Child {
     // At run time: the shell of .cargo/rustc-wrapper drops variables with a hyphen in their name.
     let program = std::env::var_os("CARGO_BIN_EXE_manta-agent").expect("run by cargo");
-    Command::new(program).stdin(Stdio::from(stdin)).spawn().unwrap()
+    let patience = patience.as_millis().to_string();
+    Command::new(program).stdin(Stdio::from(stdin)).env("MANTA_AGENT_PATIENCE_MS", patience).spawn().unwrap()
 }
 
 /// Waits until the process has ended, reaped or not. False if it does not in time.

@@ -1,56 +1,27 @@
-//! One session with an agent: hello, then any number of requests at once. Between being parked and resumed it
-//! has no byte stream, and goes on where it was; the streams are [`super::link`]'s.
+//! One session with an agent: hello, then any number of requests at once. How its frames get there, and over which
+//! links, is [`super::keeper`]'s affair.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use manta_agent_proto::{
-    Adopt, Channel, Exec, ExecExit, Frame, Hello, INITIAL_CREDIT, MAX_DATA, PROTOCOL_VERSION, Reply, Request,
-};
-use thiserror::Error;
+use manta_agent_proto::{Adopt, Channel, Exec, ExecExit, Frame, INITIAL_CREDIT, MAX_DATA, Reply, Request};
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::link::{Control, Link, Outgoing, encoded, keep};
+use super::error::{AgentError, End};
+use super::keeper::{Control, Keeper, Outgoing};
+use super::link::encoded;
 use super::output::{Output, append_within};
+use super::silence::Silence;
 use super::streams::{Event, Open, Streams};
+use super::transit::{Redial, Transit};
 
-/// Encoded frames waiting to be written; each is at most [`manta_agent_proto::MAX_FRAME`] long.
-const WRITE_QUEUE: usize = 64;
+/// Encoded frames waiting to be sent; each is at most [`manta_agent_proto::MAX_FRAME`] long.
+const QUEUE: usize = 64;
 /// Credit is granted anew when this much was used up.
 const GRANT_STEP: u32 = INITIAL_CREDIT / 2;
-
-/// Why a request to the agent failed.
-#[derive(Debug, Error)]
-pub(crate) enum AgentError {
-    /// No answer in time.
-    #[error("no answer within {} ms", .0.as_millis())]
-    Timeout(Duration),
-    /// The link ended before there was a session on it: another one may do.
-    #[error("the connection to the agent ended before its hello")]
-    LinkLost,
-    /// The session ended; the reason as text.
-    #[error("{0}")]
-    Gone(String),
-    /// The agent could not do it.
-    #[error("the agent refused: {}", excerpt(.0))]
-    Refused(String),
-    /// The request does not fit into a frame.
-    #[error("the request is too long for the agent: {0}")]
-    TooLong(String),
-}
-
-/// How a session ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct End {
-    /// Why.
-    pub(crate) reason: String,
-    /// The agent did what no honest one does.
-    pub(crate) offence: bool,
-}
 
 /// A session. Cheap to clone; the last clone's drop closes it.
 #[derive(Debug, Clone)]
@@ -63,25 +34,10 @@ struct Inner {
     streams: Arc<Streams>,
     frames: mpsc::Sender<Outgoing>,
     control: mpsc::Sender<Control>,
-    /// By which the agent knows the session; another one after each time it was parked.
-    nonce: AtomicU64,
-    silence: Mutex<Silence>,
+    silence: Arc<Silence>,
     /// None while the session lives.
     ended: watch::Receiver<Option<End>>,
-    _io: AbortOnDropHandle<()>,
-}
-
-/// How long a session was parked.
-#[derive(Debug, Default)]
-struct Silence {
-    past: Duration,
-    since: Option<Instant>,
-}
-
-impl Silence {
-    fn so_far(&self) -> Duration {
-        self.past + self.since.map_or(Duration::ZERO, |since| since.elapsed())
-    }
+    _keeper: AbortOnDropHandle<()>,
 }
 
 impl Drop for Inner {
@@ -92,32 +48,29 @@ impl Drop for Inner {
 
 impl Session {
     /// Says hello and has the guest adopted, in one message; gives the guest's wall clock after that, nanoseconds
-    /// since 1970. The deadline is the caller's.
+    /// since 1970. The deadline is the caller's. A link that is lost after that is replaced by way of `redial`.
     pub(crate) async fn open(
         stream: UnixStream,
-        nonce: u64,
+        name: u64,
         adopt: Adopt,
+        redial: Redial,
     ) -> Result<(Self, u64), AgentError> {
-        let hello = Hello { version: PROTOCOL_VERSION, session: nonce, resume: None };
-        let (mut link, _) = Link::open(stream, hello, Some(Request::Adopt(adopt))).await?;
-        let clock = adopted(link.first_reply().await?)?;
-        let streams = Arc::new(Streams::default());
-        let (frames, queue) = mpsc::channel(WRITE_QUEUE);
+        let (transit, link, reply) = Transit::open(stream, name, Request::Adopt(adopt), redial).await?;
+        let clock = adopted(reply)?;
+        let (streams, silence) = (Arc::<Streams>::default(), Arc::<Silence>::default());
+        let (frames, queue) = mpsc::channel(QUEUE);
         let (control, controls) = mpsc::channel(1);
         let (end, ended) = watch::channel(None);
-        let io = tokio::spawn({
+        let keeper = Keeper::new(transit, queue, controls, streams.clone(), silence.clone());
+        let keeper = tokio::spawn({
             let streams = streams.clone();
             async move {
-                let how = keep(link, queue, controls, streams.clone()).await;
-                end.send_replace(Some(how));
+                end.send_replace(Some(keeper.keep(link).await));
                 streams.close();
             }
         });
-        let nonce = AtomicU64::new(nonce);
-        let _io = AbortOnDropHandle::new(io);
-        let silence = Mutex::default();
-        let inner = Inner { streams, frames, control, nonce, silence, ended, _io };
-        Ok((Self { inner: Arc::new(inner) }, clock))
+        let _keeper = AbortOnDropHandle::new(keeper);
+        Ok((Self { inner: Arc::new(Inner { streams, frames, control, silence, ended, _keeper }) }, clock))
     }
 
     /// Has the agent finish what it is saying and then keep silent, with all that runs running on; then closes
@@ -126,7 +79,6 @@ impl Session {
     /// # Errors
     /// The session is over then.
     pub(crate) async fn park(&self, timeout: Duration) -> Result<(), AgentError> {
-        self.lock_silence().since = Some(Instant::now());
         let parked = async {
             let mut open = self.inner.streams.open().ok_or_else(|| self.gone())?;
             let last = Outgoing::Last(encoded(&Frame::Request { id: open.id, request: Request::Park })?);
@@ -141,42 +93,30 @@ impl Session {
         };
         let parked = tokio::time::timeout(timeout, parked).await.unwrap_or(Err(AgentError::Timeout(timeout)));
         if let Err(error) = &parked {
-            self.fail(format!("the agent connection could not be parked: {error}")).await;
+            let reason = format!("the agent connection could not be parked: {error}");
+            // An error means that it has ended already.
+            let _ = self.control(Control::Fail(reason)).await;
         }
         parked
     }
 
-    /// Goes on over another connection after [`Self::park`]. The deadline is the caller's; after
-    /// [`AgentError::LinkLost`] another connection may be tried.
-    pub(crate) async fn resume(&self, stream: UnixStream, nonce: u64) -> Result<(), AgentError> {
-        let parked = self.inner.nonce.load(Ordering::Acquire);
-        let hello = Hello { version: PROTOCOL_VERSION, session: nonce, resume: Some(parked) };
-        let (mut link, answer) = Link::open(stream, hello, None).await?;
-        if answer.resume != Some(parked) {
-            return Err(AgentError::Gone("the agent has forgotten the session".to_owned()));
+    /// Goes on over another connection after [`Self::park`]. The agent breaks its silence when it is asked something.
+    ///
+    /// # Errors
+    /// The session is over then.
+    pub(crate) async fn resume(&self) -> Result<(), AgentError> {
+        let (resumed, done) = oneshot::channel();
+        self.control(Control::Resume(resumed)).await?;
+        // An error comes a moment before the end is known.
+        match done.await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(AgentError::Gone(self.ended().await.reason)),
         }
-        link.confirm().await?;
-        self.inner.nonce.store(nonce, Ordering::Release);
-        {
-            let mut silence = self.lock_silence();
-            *silence = Silence { past: silence.so_far(), since: None };
-        }
-        self.control(Control::Resume(link)).await
     }
 
-    /// How long the session was parked, in all.
+    /// How long nothing could be heard of the agent, in all: the session was parked or had no connection.
     pub(crate) fn silence(&self) -> Duration {
-        self.lock_silence().so_far()
-    }
-
-    fn lock_silence(&self) -> MutexGuard<'_, Silence> {
-        self.inner.silence.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Ends the session, which is lost.
-    pub(crate) async fn fail(&self, reason: String) {
-        // An error means that it has ended already.
-        let _ = self.control(Control::Fail(reason)).await;
+        self.inner.silence.so_far()
     }
 
     async fn control(&self, control: Control) -> Result<(), AgentError> {
@@ -186,10 +126,9 @@ impl Session {
     /// Completes when the session has ended; says how.
     pub(crate) async fn ended(&self) -> End {
         let mut ended = self.inner.ended.clone();
-        let closed = || End { reason: "the session was closed".to_owned(), offence: false };
         match ended.wait_for(Option::is_some).await {
-            Ok(end) => end.clone().unwrap_or_else(closed),
-            Err(_) => closed(),
+            Ok(end) => end.clone().unwrap_or_else(End::closed),
+            Err(_) => End::closed(),
         }
     }
 
@@ -276,7 +215,7 @@ impl Session {
 
     fn gone(&self) -> AgentError {
         let end = self.inner.ended.borrow().clone();
-        AgentError::Gone(end.map_or_else(|| "the session was closed".to_owned(), |end| end.reason))
+        AgentError::Gone(end.unwrap_or_else(End::closed).reason)
     }
 }
 
@@ -291,11 +230,6 @@ fn adopted(reply: Reply) -> Result<u64, AgentError> {
 
 fn no_adoption() -> AgentError {
     AgentError::Gone("the agent's answer to adopt is none".to_owned())
-}
-
-/// As much of an agent's own words as is passed on.
-pub(crate) fn excerpt(words: &str) -> String {
-    words.chars().take(200).collect()
 }
 
 /// Tells the agent to kill a command nobody waits for any more.

@@ -86,6 +86,11 @@ impl Streams {
         Some(Open { id, stdin_credit, arrived, table: self.clone() })
     }
 
+    /// Whether somebody waits for something.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.lock().streams.is_empty()
+    }
+
     /// Notes that the guest may send `bytes` more on `channel`.
     pub(super) fn grant(&self, id: u32, channel: Channel, bytes: u32) {
         if let Some(stream) = self.lock().streams.get_mut(&id)
@@ -127,6 +132,7 @@ impl Streams {
             Frame::Eof { .. } => {} // the reply says it all
             Frame::Credit { .. } => return Err("credit for its own output"),
             Frame::Hello(_) => return Err("a second hello"),
+            Frame::Ack { .. } => return Err("an acknowledgement that is part of the session"),
             Frame::Request { .. } | Frame::Cancel { .. } => return Err("a request"),
         }
         Ok(())

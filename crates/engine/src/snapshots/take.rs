@@ -102,7 +102,7 @@ async fn fill(
     let paused = pause_and_save(&*vm, draft, disk, shared).await;
     clock.passed_with("save", "pause", *paused.as_ref().unwrap_or(&Duration::ZERO));
     // Whatever happened, the guest goes on if it can.
-    let resumed = doomed.run_until_cancelled(guest::resume(&*vm, &session, &shared.config)).await;
+    let resumed = doomed.run_until_cancelled(guest::resume(&session, &shared.config)).await;
     clock.passed("resume");
     let pause = paused?;
     resumed.ok_or_else(|| going(info))?.map_err(|error| failed("letting the guest go on", &error))?;

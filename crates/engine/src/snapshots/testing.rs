@@ -28,7 +28,7 @@ pub(super) fn machine() -> Machine {
         guest_kernel: "e1".to_owned(),
         rootfs: "r1".to_owned(),
         agent: "a1".to_owned(),
-        agent_protocol: 2,
+        agent_protocol: 3,
         vcpus: 1,
         mem_mib: 256,
         disk_mib: 2048,

@@ -6,13 +6,18 @@
 
 mod sys;
 
+use std::time::Duration;
+
 use manta_agent::channel::{self, Channels};
 use manta_agent::kmsg::{self, Level, chain};
-use manta_agent::{Agent, Machine, boot};
+use manta_agent::{Agent, Machine, PATIENCE, boot};
 use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::sockopt::socket_acceptconn;
 use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, wait};
+
+/// How long commands run on when the way to their host is lost, beside a guest; milliseconds.
+const PATIENCE_MS: &str = "MANTA_AGENT_PATIENCE_MS";
 
 /// The process's exit status; PID 1 does not return.
 fn run() -> i32 {
@@ -32,7 +37,7 @@ fn run() -> i32 {
 
 fn guest() -> Result<(), Box<dyn std::error::Error>> {
     let machine = Machine::guest(boot::run()?)?;
-    let mut agent = Agent::new(channel::open()?, machine)?;
+    let mut agent = Agent::new(channel::open()?, machine, PATIENCE)?;
     kmsg::log(Level::Info, "ready");
     Ok(agent.run()?)
 }
@@ -48,7 +53,10 @@ fn beside_a_guest() -> Result<(), Box<dyn std::error::Error>> {
     } else {
         Channels { connection: Some(connection), ..Channels::default() }
     };
-    let mut agent = Agent::new(channels, Machine::foreign())?;
+    // Tests have less.
+    let patience = std::env::var(PATIENCE_MS).ok().and_then(|millis| millis.parse().ok());
+    let patience = patience.map_or(PATIENCE, Duration::from_millis);
+    let mut agent = Agent::new(channels, Machine::foreign(), patience)?;
     let result = agent.run();
     kill_and_reap_all();
     Ok(result?)
