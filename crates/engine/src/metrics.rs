@@ -49,7 +49,7 @@ pub(crate) enum Pool {
 }
 
 impl Pool {
-    const ALL: [Self; 2] = [Self::Slots, Self::Vmms];
+    const ALL: [Self; 3] = [Self::Slots, Self::Vmms, Self::Warm];
 
     fn as_str(self) -> &'static str {
         match self {

@@ -339,20 +339,23 @@ impl Resources {
             drop(spawn_blocking(move || drop(vm)));
         }
         clock.passed("kill");
-        if let Some(slot) = self.slot.take() {
-            shared.tasks.spawn(shared.slots.release(slot));
-        }
         if let Some(dir) = self.dir.take() {
-            if keep_dir {
-                warn!(sandbox_id = %id, dir = %dir.display(), "the sandbox's directory is kept until the next start");
-                return clock.timings();
-            }
-            let removed = spawn_blocking(move || remove_dir(&dir)).await;
-            if let Ok(Err(error)) = removed {
-                error!(sandbox_id = %id, %error, "the sandbox's directory could not be removed");
+            let put_away = spawn_blocking(move || {
+                if keep_dir {
+                    warn!(dir = %dir.display(), "a sandbox's directory is kept until the next start");
+                    chown(&dir, Some(0), Some(0)) // not its user's, who will be the next VMM's
+                } else {
+                    remove_dir(&dir)
+                }
+            });
+            if let Ok(Err(error)) = put_away.await {
+                error!(sandbox_id = %id, %error, "the sandbox's directory could not be put away");
             }
         }
         clock.passed("files");
+        if let Some(slot) = self.slot.take() {
+            shared.tasks.spawn(shared.slots.release(slot));
+        }
         clock.timings()
     }
 
