@@ -18,6 +18,7 @@ use thiserror::Error;
 use crate::kmsg::{Level, log};
 use crate::names::{NOBODY, Names, NamesError};
 use crate::net::{self, NetError};
+use crate::sys::do_not_preempt;
 
 /// Open files a process may have: what it starts with, and what it may ask for. The agent itself needs
 /// three for every command.
@@ -84,6 +85,9 @@ pub enum BootError {
     /// The limit on open files.
     #[error("cannot set the limit on open files")]
     OpenFiles(#[source] Errno),
+    /// The scheduling policy.
+    #[error("cannot set the scheduling policy")]
+    Scheduling(#[source] Errno),
     /// The host name.
     #[error("cannot set the host name")]
     HostName(#[source] Errno),
@@ -110,6 +114,9 @@ pub fn run() -> Result<Names, BootError> {
         }
     }
     setrlimit(Resource::Nofile, OPEN_FILES).map_err(BootError::OpenFiles)?;
+    // Else a command's start and its first output wake this process in the middle of it. Each time the guest changes
+    // address spaces twice, at which TCG forgets all translated addresses.
+    do_not_preempt().map_err(BootError::Scheduling)?;
     sethostname(NOBODY.as_bytes()).map_err(BootError::HostName)?;
     net::loopback_up().map_err(BootError::Loopback)?;
     Ok(names)

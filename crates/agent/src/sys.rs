@@ -1,4 +1,4 @@
-//! The calls that need `unsafe`: starting a process, the signal descriptor, vsock addresses, the random
+//! The calls that need `unsafe`: starting a process, scheduling, the signal descriptor, vsock addresses, the random
 //! device. The rest of the crate is safe code on rustix.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -61,6 +61,21 @@ pub fn child_signals() -> Result<OwnedFd, Errno> {
         }
         let fd = libc::signalfd(-1, &raw const child, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC);
         if fd < 0 { Err(errno()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
+    }
+}
+
+/// Lets running commands go on when something wakes this process, until they wait, end, or have had their turn
+/// (`SCHED_BATCH`, `sched(7)`). Processes it starts are scheduled as usual.
+///
+/// # Errors
+/// The errno of `sched_setscheduler`.
+pub fn do_not_preempt() -> Result<(), Errno> {
+    let priority = libc::sched_param { sched_priority: 0 };
+    let policy = libc::SCHED_BATCH | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: `priority` is a whole `sched_param`, which the kernel only reads.
+    match unsafe { libc::sched_setscheduler(0, policy, &raw const priority) } {
+        0 => Ok(()),
+        _ => Err(errno()),
     }
 }
 
