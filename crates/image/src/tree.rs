@@ -16,14 +16,19 @@ macro_rules! file {
 }
 
 /// Files by their path in the guest, in place of those of packages.
+///
+/// The shell of every command reads the profiles, and an emulated processor pays some hundred instructions for each
+/// of their characters. So what only interactive shells or only bash need has files of its own. Debian's profiles
+/// also start `id` and `mesg`, each of which takes longer than all of a shell's own start.
 const FILES: &[(&str, &str)] = &[
     file!("etc/default/locale"),
     file!("etc/hostname"),
     file!("etc/hosts"),
     file!("etc/pip.conf"),
     file!("etc/profile"),
+    file!("etc/profile.interactive"),
     file!("etc/resolv.conf"),
-    file!("root/.profile"),
+    file!("root/.bash_profile"),
     // Each VM has an identity of its own, given by the agent: there has to be a file to put it on.
     ("etc/machine-id", ""),
 ];
@@ -31,6 +36,7 @@ const FILES: &[(&str, &str)] = &[
 const LINKS: &[(&str, &str)] = &[("etc/mtab", "../proc/self/mounts")];
 /// What packages leave behind and nothing needs.
 const REMOVED: &[&str] = &[
+    "root/.profile",
     "var/cache/debconf/config.dat-old",
     "var/cache/debconf/templates.dat-old",
     "var/cache/ldconfig/aux-cache",
@@ -140,7 +146,7 @@ mod tests {
         // Not bash: it takes 15 seconds to believe that it cannot fork.
         assert!(!run_forkless("/bin/dash", "x=$(echo)").status.success(), "the limit does not bind");
         for shell in ["/bin/dash", "/bin/bash"] {
-            for path in ["etc/profile", "root/.profile"] {
+            for path in ["etc/profile", "root/.bash_profile"] {
                 let (_, text) = FILES.iter().find(|(file, _)| *file == path).unwrap();
                 let output = run_forkless(shell, text);
                 let said = String::from_utf8_lossy(&output.stderr);
