@@ -119,11 +119,11 @@ fn answers_tell_where_the_time_went() {
     assert_eq!(names(&timing(&saved)), ["queue", "draft", "park", "save", "pause", "resume", "commit"]);
     let restored = server.post("/snapshot/restore", &json!({"snapshot_id": snapshot}));
     let restore = timing(&restored);
-    assert_eq!(names(&restore), ["queue", "check", "network", "disk", "spawn", "start", "adopt"]);
-    assert_eq!(restore.pool, None);
+    assert_eq!(names(&restore), ["check", "queue", "claim", "network", "disk", "spawn", "start", "adopt"]);
+    assert_eq!(restore.pool.as_deref(), Some("miss"));
 
     let destroyed = server.destroy(&id);
-    assert_eq!(names(&timing(&destroyed)), ["drain", "kill", "network", "files"]);
+    assert_eq!(names(&timing(&destroyed)), ["drain", "kill", "files"]);
     let again = server.destroy(&id);
     assert_eq!((again.status, again.header("server-timing")), (200, None), "nothing was left to do");
 }
@@ -185,7 +185,7 @@ fn metrics_count_each_operation_once_and_gauges_go_back() {
     assert_eq!(claims("hit") + claims("miss"), 1.0);
     assert_eq!(after.value("manta_pool_target", &[("pool", "slots")]), 2.0);
     eventually("the slots are full again", scaled(20), || {
-        Scrape::of(&server).value("manta_pool_depth", &[("pool", "slots")]) == 2.0
+        Scrape::of(&server).value("manta_pool_depth", &[("pool", "slots")]) >= 2.0
     });
 
     for counter in ["process_cpu_seconds_total", "process_resident_memory_bytes", "process_threads"] {
