@@ -65,8 +65,9 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Serves `channels` on `machine`; has patience with hosts that are away ([`PATIENCE`]). The process must have one thread, its standard descriptors open, and
-    /// `/dev/null` as its standard input: commands without input inherit it.
+    /// Serves `channels` on `machine`; a session whose link is lost has that long to be gone on with, if commands
+    /// run ([`PATIENCE`]). The process must have one thread, its standard descriptors open, and `/dev/null` as its
+    /// standard input: commands without input inherit it.
     ///
     /// # Errors
     /// What could not be set up.

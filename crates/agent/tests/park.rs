@@ -36,11 +36,6 @@ fn resume(agent: &mut Agent) {
     agent.resume();
 }
 
-fn ping(agent: &mut Agent) {
-    agent.request(77, Request::Ping);
-    assert_eq!(agent.finish(77).reply, Some(Reply::Done));
-}
-
 /// The process id that a command prints first.
 fn pid(agent: &mut Agent, id: u32) -> u32 {
     agent.wait_for(id, "\n").lines().next().unwrap().parse().unwrap()

@@ -6,6 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use manta_agent_proto::Exec;
 use proptest::prelude::*;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tokio::time::timeout;
 
 use super::super::{AgentError, Output, Session};
@@ -112,24 +115,28 @@ async fn a_command_nobody_waits_for_is_killed_over_the_next_link() {
     let agent = Agent::start();
     let session = agent.session([Cut::After { up: usize::MAX, down: 0 }]).await;
     let fifo = agent.dir().join("fifo");
-    let script = format!("mkfifo {0}; (trap '' TERM; exec sleep 1000 > {0}) & wait", fifo.display());
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let script = format!("echo $$ > {}; exec sleep 1000", fifo.display());
     let mut output = Output::default();
-    let waiting = session.exec(sh(&script), Bytes::new(), &mut output);
-    assert!(timeout(Duration::from_millis(300), waiting).await.is_err());
-    // Its end is the end of what it holds open.
-    let held = timeout(DEADLINE, tokio::fs::read(fifo)).await.expect("it runs on").unwrap();
-    assert_eq!(held, b"");
+    let pid = tokio::select! {
+        ended = session.exec(sh(&script), Bytes::new(), &mut output) => panic!("{ended:?}"),
+        pid = timeout(DEADLINE, tokio::fs::read_to_string(fifo)) => pid.expect("in time").unwrap(),
+    };
+    let Ok(pidfd) = pidfd_open(Pid::from_raw(pid.trim().parse().unwrap()).unwrap(), PidfdFlags::empty())
+    else {
+        return; // it has ended already
+    };
+    let limit = Timespec { tv_sec: DEADLINE.as_secs() as i64, tv_nsec: 0 };
+    let ended =
+        tokio::task::spawn_blocking(move || poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)));
+    assert_eq!(ended.await.unwrap().unwrap(), 1, "it runs on");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_agent_that_is_gone_ends_the_session() {
     let agent = Agent::start();
     let session = agent.session([Cut::Never]).await;
-    rustix::process::kill_process(
-        rustix::process::Pid::from_raw(i32::try_from(agent.pid()).unwrap()).unwrap(),
-        rustix::process::Signal::KILL,
-    )
-    .unwrap();
+    kill_process(Pid::from_raw(i32::try_from(agent.pid()).unwrap()).unwrap(), Signal::KILL).unwrap();
     drop(agent);
     let end = timeout(DEADLINE, session.ended()).await.unwrap();
     assert!(!end.offence && end.reason.contains("could not be made anew"), "{end:?}");
