@@ -19,6 +19,9 @@ pub const CID_ANY: u32 = libc::VMADDR_CID_ANY;
 const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
 const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
 
+/// What policies other than the real-time ones take.
+static NO_PRIORITY: libc::sched_param = libc::sched_param { sched_priority: 0 };
+
 /// A vsock address.
 #[derive(Debug, Clone, Copy)]
 pub struct VsockAddr {
@@ -65,15 +68,13 @@ pub fn child_signals() -> Result<OwnedFd, Errno> {
 }
 
 /// Lets running commands go on when something wakes this process, until they wait, end, or have had their turn
-/// (`SCHED_BATCH`, `sched(7)`). Processes it starts are scheduled as usual.
+/// (`SCHED_BATCH`, `sched(7)`). Processes that a [`Spawner`] starts are scheduled as usual.
 ///
 /// # Errors
 /// The errno of `sched_setscheduler`.
 pub fn do_not_preempt() -> Result<(), Errno> {
-    let priority = libc::sched_param { sched_priority: 0 };
-    let policy = libc::SCHED_BATCH | libc::SCHED_RESET_ON_FORK;
-    // SAFETY: `priority` is a whole `sched_param`, which the kernel only reads.
-    match unsafe { libc::sched_setscheduler(0, policy, &raw const priority) } {
+    // SAFETY: `NO_PRIORITY` is a whole `sched_param`, which the kernel only reads.
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const NO_PRIORITY) } {
         0 => Ok(()),
         _ => Err(errno()),
     }
@@ -129,7 +130,7 @@ pub struct Image<'a> {
 pub enum Step {
     /// Making the process.
     Clone,
-    /// Process group or standard streams.
+    /// Process group, scheduling or standard streams.
     SetUp,
     /// Entering the working directory.
     Directory,
@@ -159,8 +160,8 @@ impl Default for Spawner {
 }
 
 impl Spawner {
-    /// Starts a process in its own process group, with default signal dispositions and no signal
-    /// blocked, and waits until it has executed its program.
+    /// Starts a process in its own process group, with default scheduling and signal dispositions and no
+    /// signal blocked, and waits until it has executed its program.
     ///
     /// This is `posix_spawn` as glibc does it (`CLONE_VM | CLONE_VFORK` on a stack of its own), less
     /// the 64 `sigaction` calls per child that it needs because it cannot know this process's
@@ -212,7 +213,10 @@ fn become_image(plan: &Plan<'_>) -> (Step, Errno) {
     // SAFETY: system calls on descriptors and NUL-terminated strings that `Image` borrows; the
     // argument arrays end in null. No allocation and no lock, as the parent's memory is shared.
     unsafe {
-        if libc::setpgid(0, 0) != 0 {
+        // Reset on fork is for real-time policies: the one of this process would be inherited.
+        if libc::setpgid(0, 0) != 0
+            || libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const NO_PRIORITY) != 0
+        {
             return (Step::SetUp, errno());
         }
         for (fd, standard) in image.stdio.iter().zip(0..) {
@@ -239,4 +243,43 @@ fn become_image(plan: &Plan<'_>) -> (Step, Errno) {
 
 fn errno() -> Errno {
     std::io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read;
+
+    use rustix::process::{WaitOptions, waitpid};
+
+    use super::*;
+
+    /// The policy of a process: field 41 of `/proc/PID/stat` (`proc_pid_stat(5)`).
+    const POLICY: &CStr = c"cut -d ' ' -f 41 /proc/self/stat";
+
+    #[test]
+    fn children_are_scheduled_as_usual() {
+        do_not_preempt().unwrap(); // this thread alone
+        let own = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        let policy = |policy: libc::c_int| policy.to_string();
+        // Counted from the end of the name, which may contain spaces.
+        let after_name = own.rsplit_once(") ").unwrap().1;
+        assert_eq!(after_name.split(' ').nth(41 - 3), Some(&*policy(libc::SCHED_BATCH)));
+
+        let (output, stdout) = rustix::pipe::pipe().unwrap();
+        let image = Image {
+            program: c"/bin/sh",
+            argv: &[c"/bin/sh", c"-c", POLICY],
+            envp: &[],
+            cwd: c"/",
+            fallback_cwd: None,
+            stdio: [None, Some(stdout.as_fd()), None],
+        };
+        let pid = Spawner::default().spawn(&image).unwrap();
+        drop(stdout);
+        let mut said = String::new();
+        File::from(output).read_to_string(&mut said).unwrap();
+        waitpid(Some(pid), WaitOptions::empty()).unwrap();
+        assert_eq!(said.trim(), policy(libc::SCHED_OTHER));
+    }
 }
