@@ -4,9 +4,8 @@
 use std::fs;
 use std::time::SystemTime;
 
-use manta_api::Health;
+use manta_api::{Health, Pools};
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::args::CommonArgs;
 
@@ -31,10 +30,10 @@ pub struct Conditions {
     pub server: Health,
     /// Its pools, between the last warm-up and the first launch; absent if it does not say.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pools_before: Option<Value>,
+    pub pools_before: Option<Pools>,
     /// The same after the last iteration.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pools_after: Option<Value>,
+    pub pools_after: Option<Pools>,
 }
 
 /// The measuring machine. What cannot be read is absent.

@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use clap::Args;
+use manta_api::Pools;
 use manta_client::ServerTiming;
 use serde::{Serialize, Serializer};
-use serde_json::Value;
 
 use crate::Percentiles;
 use crate::iteration::{Lap, nanoseconds};
@@ -183,8 +183,7 @@ impl PoolGroup {
     }
 }
 
-/// Whether as many sandboxes wait as the server wants to have waiting. `None` if it does not say.
-pub(crate) fn is_full(pools: Option<&Value>) -> Option<bool> {
-    let warm = pools?.get("warm")?;
-    Some(warm.get("depth")?.as_u64()? >= warm.get("target")?.as_u64()?)
+/// Whether as many sandboxes wait as the server wants to have waiting.
+pub(crate) fn is_full(pools: &Pools) -> bool {
+    pools.warm.depth >= pools.warm.target
 }

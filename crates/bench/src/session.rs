@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use manta_api::Health;
+use manta_api::{Health, Pools};
 use manta_client::{Client, ClientError};
-use serde_json::Value;
 use tokio::time::interval;
 
 use crate::args::CommonArgs;
@@ -142,7 +141,7 @@ impl<'a> Session<'a> {
     }
 
     /// The server's pools, once they are full or `--pool-wait-s` is over.
-    async fn full_pools(&self) -> Option<Value> {
+    async fn full_pools(&self) -> Option<Pools> {
         self.progress.phase("pool", 0);
         let wait_s = self.args.pool.pool_wait_s;
         let deadline = Instant::now() + Duration::from_secs(wait_s.into());
@@ -150,8 +149,12 @@ impl<'a> Session<'a> {
         let mut turns = interval(POOL_INTERVAL);
         loop {
             self.interrupt.unless(1, turns.tick()).await;
-            let pools = self.pools().await;
-            if self.interrupt.is_set() || is_full(pools.as_ref()) != Some(false) {
+            let health = self.health().await;
+            let answered = health.is_some();
+            let pools = health.and_then(|health| health.pools);
+            // A server that did not answer is asked again; one that has no such pool is not waited for.
+            let unknown = answered && pools.is_none();
+            if self.interrupt.is_set() || unknown || pools.is_some_and(|pools| is_full(&pools)) {
                 return pools;
             }
             if Instant::now() >= deadline {
@@ -162,9 +165,14 @@ impl<'a> Session<'a> {
     }
 
     /// The server's pools, if it says.
-    async fn pools(&self) -> Option<Value> {
+    async fn pools(&self) -> Option<Pools> {
+        self.health().await.and_then(|health| health.pools)
+    }
+
+    /// What the server says of itself now, if it answers.
+    async fn health(&self) -> Option<Health> {
         let quick = quick(&self.client, self.args);
-        self.interrupt.unless(2, quick.pools()).await?.ok()?
+        self.interrupt.unless(2, quick.health()).await?.ok()
     }
 }
 

@@ -42,7 +42,11 @@ async fn the_json_object_with_hits_and_misses_apart() {
             2 => Some(r#"pool;desc="hit", claim;dur=0.031, total;dur=2.6"#),
             _ => None,
         },
-        pools: |n| Some(json!({"warm": {"depth": n, "target": 3, "hits": 10, "misses": 2}})),
+        pools: |n| {
+            let none = json!({"depth": 0, "target": 0, "hits": 0, "misses": 0});
+            let warm = json!({"depth": n, "target": 3, "hits": 10, "misses": 2});
+            Some(json!({"warm": warm, "vmms": none, "slots": none}))
+        },
     };
     const POOL: PoolArgs = PoolArgs { pool_aware: true, pool_wait_s: 10 };
     let server = Server::saying(SAID, |_, _| Answer::Normal).await;

@@ -60,7 +60,9 @@ fn an_interrupt_ends_the_wait_for_the_pool() {
         if n == 3 {
             send(Signal::INT);
         }
-        Some(json!({"warm": {"depth": 0, "target": 3}}))
+        let none = json!({"depth": 0, "target": 0, "hits": 0, "misses": 0});
+        let warm = json!({"depth": 0, "target": 3, "hits": 0, "misses": 0});
+        Some(json!({"warm": warm, "vmms": none, "slots": none}))
     };
     let outcome = alone(async {
         let server = Server::saying(Said { pools, ..Said::NOTHING }, |_, _| Answer::Normal).await;

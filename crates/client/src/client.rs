@@ -14,9 +14,8 @@ use manta_api::{
     Health, SandboxId, SandboxList, SnapshotCreateRequest, SnapshotCreateResponse, SnapshotDeleteRequest,
     SnapshotDeleteResponse, SnapshotId, SnapshotList, SnapshotRestoreRequest,
 };
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::endpoint::Endpoint;
 use crate::{Call, ClientError, ServerTiming};
@@ -45,12 +44,6 @@ pub struct Created {
     pub sandbox_id: SandboxId,
     /// Absent from older servers, and if it cannot be understood.
     pub server_timing: Option<ServerTiming>,
-}
-
-/// Of `GET /healthz` only this.
-#[derive(Deserialize)]
-struct Pools {
-    pools: Option<Value>,
 }
 
 /// What came back.
@@ -169,15 +162,6 @@ impl Client {
     /// Any [`ClientError`] but `Endpoint`.
     pub async fn health(&self) -> Result<Health, ClientError> {
         self.get(Call::Health).await
-    }
-
-    /// `GET /healthz`, of it only `pools`: what waits to be handed out, as the server says it. Absent from
-    /// older servers.
-    ///
-    /// # Errors
-    /// Any [`ClientError`] but `Endpoint`.
-    pub async fn pools(&self) -> Result<Option<Value>, ClientError> {
-        self.get::<Pools>(Call::Health).await.map(|health| health.pools)
     }
 
     async fn make(&self, call: Call, body: &impl Serialize) -> Result<Created, ClientError> {

@@ -16,7 +16,6 @@ use manta_api::{
     SnapshotId,
 };
 use manta_client::{Call, Client, ClientError};
-use serde_json::json;
 use tokio::net::TcpListener;
 
 const ID: &str = "sb-0123456789abcdef0123";
@@ -166,17 +165,6 @@ async fn sandboxes_and_health_are_read() {
     assert_eq!(health.status, HealthStatus::Degraded);
     assert_eq!(health.settings["MANTA_VMM"], "auto");
     assert_eq!(*seen.requests.lock().unwrap(), ["GET /healthz "]);
-}
-
-#[tokio::test]
-async fn pools_are_as_the_server_says_or_absent() {
-    for (answer, pools) in [
-        (r#"{"status":"ok","pools":{"warm":{"depth":3}}}"#, Some(json!({"warm": {"depth": 3}}))),
-        (r#"{"status":"ok"}"#, None),
-    ] {
-        let (client, _) = server(200, answer).await;
-        assert_eq!(client.pools().await.unwrap(), pools);
-    }
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ const TRANSLATIONS_MIB: u32 = 64;
 
 /// All that TCG can do, except for saying that `rep movsb` and `rep stosb` are fast: they move one byte at a time
 /// here. Told so, Linux and the C library clear a page 20 times, and copy one 3 times as fast in other ways.
-const TCG_CPU: &str = "max,-erms,-fsrm";
+const TCG_CPU: &str = "max,-erms,-fsrm,-la57";
 
 /// `restored` waits to be told to load its state, and never writes to its memory's file.
 pub(super) fn args(
