@@ -27,7 +27,7 @@ fn waiting(depth: usize) -> Option<Value> {
 }
 
 /// The same, as the report has it.
-fn pools(depth: usize) -> Option<Pools> {
+fn typed(depth: usize) -> Option<Pools> {
     waiting(depth).map(|pools| serde_json::from_value(pools).expect("pools"))
 }
 
@@ -68,7 +68,7 @@ async fn the_measured_runs_wait_for_a_full_pool_and_not_for_one_another() {
     let pools = |n: usize| waiting(n.saturating_sub(1).min(3));
     let server = Server::saying(Said { pools, ..Said::NOTHING }, |_, _| Answer::Normal).await;
     let outcome = run(aware(server.args(3, 1), 30)).await.unwrap();
-    assert_eq!(outcome.conditions.pools_before, pools(3));
+    assert_eq!(outcome.conditions.pools_before, typed(3));
     assert_eq!(server.asked_for_health(), 5, "between the runs nobody asks");
     assert_eq!(outcome.iterations_success, 3);
 }
@@ -79,7 +79,7 @@ async fn a_pool_that_does_not_fill_is_waited_for_no_longer_than_said() {
     let before = Instant::now();
     let outcome = run(aware(server.args(1, 0), 1)).await.unwrap();
     assert!(before.elapsed() >= Duration::from_secs(1));
-    assert_eq!((outcome.iterations_success, outcome.conditions.pools_before), (1, pools(2)));
+    assert_eq!((outcome.iterations_success, outcome.conditions.pools_before), (1, typed(2)));
 }
 
 #[tokio::test]
@@ -95,6 +95,6 @@ async fn a_server_without_pools_is_not_waited_for() {
 async fn without_the_flag_nothing_is_waited_for_and_the_pools_are_conditions() {
     let server = Server::saying(Said { timing: |_| Some(HIT), pools: waiting }, |_, _| Answer::Normal).await;
     let outcome = run(server.args(1, 0)).await.unwrap();
-    assert_eq!((outcome.conditions.pools_before, outcome.conditions.pools_after), (pools(2), pools(3)));
+    assert_eq!((outcome.conditions.pools_before, outcome.conditions.pools_after), (typed(2), typed(3)));
     assert_eq!((outcome.pool, outcome.samples[0].pool), (None, Some(PoolUse::Hit)));
 }
