@@ -198,6 +198,7 @@ impl Resources {
         id: &SandboxId,
         programs: &[Program],
         shared: &Shared,
+        leave: &CancellationToken,
     ) -> Result<(), EngineError> {
         let Some(session) = &self.session else { return Err(no_guest()) };
         for program in programs {
@@ -208,7 +209,7 @@ impl Resources {
                 stdin: Bytes::new(),
                 timeout: Some(EXERCISE_LIMIT),
             };
-            exec::run(id, session, spec, &shared.config, &shared.stop, &Clock::start()).await?;
+            exec::run(id, session, spec, &shared.config, leave, &Clock::start()).await?;
         }
         Ok(())
     }
@@ -341,12 +342,17 @@ impl Resources {
         clock.passed("kill");
         if let Some(dir) = self.dir.take() {
             let put_away = spawn_blocking(move || {
-                if keep_dir {
+                let removed = if keep_dir {
                     warn!(dir = %dir.display(), "a sandbox's directory is kept until the next start");
-                    chown(&dir, Some(0), Some(0)) // not its user's, who will be the next VMM's
+                    Ok(())
                 } else {
                     remove_dir(&dir)
+                };
+                // What is left is not its user's any more, who will be the next VMM's.
+                if keep_dir || removed.is_err() {
+                    chown(&dir, Some(0), Some(0))?;
                 }
+                removed
             });
             if let Ok(Err(error)) = put_away.await {
                 error!(sandbox_id = %id, %error, "the sandbox's directory could not be put away");

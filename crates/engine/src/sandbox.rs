@@ -329,6 +329,8 @@ impl Task {
         info!(sandbox_id = %self.id, stages = %timings, "destroyed");
         // Nobody else sets it.
         let _ = self.destroyed.set(timings);
+        // Whoever is told may ask for another at once.
+        drop(self.place.take());
         self.info.send_modify(|info| {
             info.state = SandboxState::Stopped;
             info.pid = None;

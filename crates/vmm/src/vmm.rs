@@ -134,6 +134,9 @@ pub trait Vmm: Send + Sync + fmt::Debug {
     /// differs from VM to VM: two machines of the same description are alike.
     fn machine(&self, spec: &VmSpec) -> String;
 
+    /// Whether [`MicroVm::rest`] makes its VMs stand still.
+    fn can_rest(&self) -> bool;
+
     /// Starts the VMM process in its place; the guest does not run yet. If the future is dropped, the process
     /// is killed.
     ///

@@ -62,3 +62,18 @@ fn vmms_that_waited_for_a_killed_server_are_swept_by_the_next() {
     let id = next.create();
     assert_eq!(next.stdout(&id, "echo works"), "works");
 }
+
+#[test]
+fn restores_of_users_snapshots_leave_them_alone() {
+    let _host = Host::enter();
+    let server = Server::with(&POOL);
+    let source = server.create();
+    let waiting = {
+        eventually("two wait again", scaled(20), || server.vmms().len() == 3);
+        server.vmms()
+    };
+    let snapshot = server.snapshot(&source);
+    let clone = server.restore(&snapshot);
+    assert_eq!(server.stdout(&clone, "echo restored"), "restored");
+    assert!(waiting.iter().all(|pid| server.vmms().contains(pid)), "{waiting:?} {:?}", server.vmms());
+}

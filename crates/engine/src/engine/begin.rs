@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use manta_api::{SandboxId, SandboxInfo, SandboxState, SnapshotId};
 use manta_host::net::GUEST;
@@ -19,6 +19,10 @@ use crate::sandbox::{Creator, Handle};
 use crate::shared::random;
 use crate::snapshots::{Stored, blocking};
 use crate::timing::{Clock, PoolUse};
+
+/// A turn is over after this, whether or not the guest has answered: from then on it rather waits than works, and
+/// guests that never answer do not keep others from being started.
+const TURN: Duration = Duration::from_secs(5);
 
 impl Engine {
     /// See [`Engine::create`].
@@ -95,12 +99,11 @@ impl Engine {
         }
     }
 
-    /// Brings up a sandbox when it is its turn. When the VMM of a restored one dies on the way, which one that
-    /// waited may have done already, it is tried once more: nothing was handed out.
+    /// Brings up a sandbox when it is its turn.
     pub(super) async fn begin(&self, start: Start, clock: &Clock) -> Result<SandboxId, EngineError> {
         let place = self.admission.place()?;
         self.warm.places_changed();
-        let _turn = self.admission.turn().await?;
+        let turn = self.admission.turn().await?;
         clock.passed("queue");
         let prepared = match &start {
             Start::Restore(of) => self.prepared.claim(of, &self.shared).await,
@@ -111,6 +114,25 @@ impl Engine {
             Some(Member { id, resources, .. }) => (id, resources),
             None => (SandboxId::from_random(random()?), Resources::default()),
         };
+        let begun = self.bring_up_or_again(id, start, resources, place, clock);
+        let mut begun = std::pin::pin!(begun);
+        tokio::select! {
+            outcome = &mut begun => return outcome,
+            () = tokio::time::sleep(TURN) => drop(turn),
+        }
+        begun.await
+    }
+
+    /// Brings up a sandbox. When the VMM of a restored one dies on the way, which one that waited may have done
+    /// already, it is tried once more: nothing was handed out.
+    async fn bring_up_or_again(
+        &self,
+        id: SandboxId,
+        start: Start,
+        resources: Resources,
+        place: Place,
+        clock: &Clock,
+    ) -> Result<SandboxId, EngineError> {
         let is_restore = matches!(start, Start::Restore(_));
         match self.bring_up(id, start.clone(), resources, place, clock).await {
             Err(error @ EngineError::BootFailed { ended: true, .. }) if is_restore => {
@@ -127,11 +149,12 @@ impl Engine {
         &self,
         id: SandboxId,
         start: Start,
-        resources: Resources,
+        mut resources: Resources,
         place: Place,
         clock: &Clock,
     ) -> Result<SandboxId, EngineError> {
         if self.shared.stop.is_cancelled() {
+            resources.tear_down(&id, &self.shared, false).await;
             return Err(EngineError::ShuttingDown);
         }
         let info = SandboxInfo {

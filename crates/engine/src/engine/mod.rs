@@ -234,6 +234,7 @@ impl Engine {
     ) -> Result<(SnapshotId, Duration), EngineError> {
         let name = name.map(str::parse::<SnapshotName>).transpose();
         let name = name.map_err(|error| EngineError::BadRequest(error.to_string()))?;
+        let _busy = self.foreground.enter();
         let order = Order { store: self.snapshots.clone(), name, clock };
         let stored = self.handle(id)?.snapshot(order).await?;
         Ok((stored.manifest.id.clone(), Duration::from_micros(stored.manifest.pause_us)))
@@ -254,6 +255,8 @@ impl Engine {
     /// [`EngineError::SnapshotNotFound`] or [`EngineError::Host`].
     pub async fn delete_snapshot(&self, id: &SnapshotId) -> Result<(), EngineError> {
         let (snapshots, id) = (self.snapshots.clone(), id.clone());
+        // Before, so that it is done also when this is dropped; after, for who asked meanwhile.
+        self.warm.forget(&id);
         let deleted = id.clone();
         blocking(move || snapshots.delete(&deleted)).await?;
         self.warm.forget(&id);

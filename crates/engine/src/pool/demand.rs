@@ -12,8 +12,8 @@ use crate::snapshots::Stored;
 
 /// Restores count half after this long.
 const HALF_LIFE: Duration = Duration::from_secs(60);
-/// A snapshot restored as often, lately, is kept waiting for the next time,
-const OFTEN: f64 = 3.0;
+/// A snapshot restored as often, lately, is kept waiting for the next time: three times within half a minute or so,
+const OFTEN: f64 = 2.5;
 /// until it is restored less often than this.
 const SELDOM: f64 = 1.0;
 /// Snapshots remembered; the one restored least is forgotten first.
@@ -48,8 +48,8 @@ impl Demand {
         self.golden = golden;
     }
 
-    pub(super) fn is_golden(&self, of: &Stored) -> bool {
-        self.golden.as_ref().is_some_and(|golden| golden.manifest.id == of.manifest.id)
+    pub(super) fn is_golden(&self, id: &SnapshotId) -> bool {
+        self.golden.as_ref().is_some_and(|golden| golden.manifest.id == *id)
     }
 
     /// A user's snapshot was asked for.

@@ -2,6 +2,7 @@
 //! adopted and exercised, and rests.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use manta_agent_proto::Program;
 use manta_api::SandboxId;
@@ -12,6 +13,9 @@ use crate::resources::{Resources, Start};
 use crate::shared::{Shared, random};
 use crate::snapshots::Stored;
 use crate::timing::{Clock, Operation, Timed};
+
+/// Longest that making one may take: a user's snapshot may have a shell of its own, or no time for us.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// What waits, and the sandbox it will be.
 #[derive(Debug)]
@@ -48,19 +52,29 @@ impl Member {
     ) -> Result<Self, EngineError> {
         let mut member = Self::new(of)?;
         let start = Start::Restore(member.of.clone());
-        let (id, resources) = (&member.id, &mut member.resources);
+        let (id, resources) = (member.id.clone(), &mut member.resources);
+        let leave = shared.stop.child_token();
         let up = async {
-            resources.bring_up(id, &start, shared, &shared.stop, clock).await?;
-            resources.exercise(id, &walk.programs(), shared).await?;
+            resources.bring_up(&id, &start, shared, &leave, clock).await?;
+            resources.exercise(&id, &walk.programs(), shared, &leave).await?;
             clock.passed("exercise");
             resources.rest().await?;
             clock.passed("rest");
             Ok(())
         };
-        let up = up.await;
+        let mut up = Box::pin(up);
+        let outcome = tokio::select! {
+            up = &mut up => up,
+            () = tokio::time::sleep(LIMIT) => {
+                leave.cancel();
+                let reason = format!("not done within {} s", LIMIT.as_secs());
+                (&mut up).await.and(Err(EngineError::Host { stage: "making a sandbox ahead of time", reason }))
+            }
+        };
+        drop(up);
         member.made = Instant::now();
         member.fresh = member.made;
-        member.or_discard(up, shared)
+        member.or_discard(outcome, shared)
     }
 
     /// Has the guest show that it still answers, with its clock and its random numbers set anew.

@@ -44,10 +44,17 @@ impl PreparedVms {
         self.refill.notify_one();
     }
 
-    /// One that waits for this snapshot and is alive, if there is one.
+    /// One that waits for this snapshot and is alive, if there is one. Only the golden snapshot is waited for; to ask
+    /// for another is no claim.
     pub(crate) async fn claim(&self, of: &Arc<Stored>, shared: &Shared) -> Option<Member> {
         loop {
-            let member = self.state().waiting.pop_front();
+            let member = {
+                let mut state = self.state();
+                if !state.of.as_ref().is_some_and(|golden| Arc::ptr_eq(golden, of)) {
+                    return None;
+                }
+                state.waiting.pop_front()
+            };
             self.refill.notify_one();
             let Some(member) = member else {
                 self.stats.claimed(false);

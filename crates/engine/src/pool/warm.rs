@@ -66,12 +66,12 @@ struct Failing {
 
 /// What the keeper does next.
 enum Step {
-    /// One more of this; also while somebody is being served, if `urgent`.
-    Make { of: Arc<Stored>, urgent: bool },
+    /// One more of this.
+    Make(Arc<Stored>),
     /// Have one show that it lives.
     Freshen(Box<Member>),
-    /// Nothing before this time.
-    Wait(Instant),
+    /// Nothing before this time, or before something changes.
+    Wait(Option<Instant>),
 }
 
 impl WarmPool {
@@ -103,7 +103,8 @@ impl WarmPool {
         if self.target == 0 {
             return None;
         }
-        if !is_golden {
+        // What runs in a user's snapshot would run on where guests cannot rest.
+        if !is_golden && shared.config.vmm.can_rest() {
             self.state().demand.restored(of, Instant::now());
         }
         loop {
@@ -118,7 +119,8 @@ impl WarmPool {
                 self.stats.claimed(false);
                 return None;
             };
-            if !watch.is_finished() && member.resources.is_alive().await {
+            let is_young = member.made.elapsed() < self.max_age;
+            if is_young && !watch.is_finished() && member.resources.is_alive().await {
                 self.stats.claimed(true);
                 return Some(member);
             }
@@ -131,10 +133,15 @@ impl WarmPool {
         self.changed.notify_one();
     }
 
-    /// How it does.
+    /// How it does. Its target is what can wait as things are: none without a golden snapshot, and no more than
+    /// there are places.
     pub(crate) fn status(&self) -> PoolStatus {
-        let depth = self.state().waiting.len();
-        self.stats.status(depth, self.target)
+        let (depth, wanted) = {
+            let state = self.state();
+            let targets = state.demand.targets(self.target, Instant::now());
+            (state.waiting.len(), targets.iter().map(|(_, count)| count).sum::<usize>())
+        };
+        self.stats.status(depth, wanted.min(self.admission.free_places()))
     }
 
     /// Keeps the pool full until the engine stops, then takes apart what waits.
@@ -147,24 +154,19 @@ impl WarmPool {
                 () = self.foreground.quiet() => true,
                 () = std::future::ready(()) => false,
             };
-            let room = if quiet { width } else { 1 };
-            let mut wake_at = None;
-            if making.len() < room {
-                match self.step(&shared, quiet) {
-                    Step::Make { of, urgent } if quiet || urgent => {
-                        self.state().making.push(of.manifest.id.clone());
-                        making.spawn(self.clone().make(of, shared.clone()));
-                        continue;
-                    }
-                    Step::Freshen(member) => {
-                        self.state().making.push(member.of.manifest.id.clone());
-                        making.spawn(self.clone().freshen(*member, shared.clone()));
-                        continue;
-                    }
-                    Step::Make { .. } => {}
-                    Step::Wait(until) => wake_at = Some(until),
+            let wake_at = match self.step(&shared, if quiet { width } else { 1 }, quiet) {
+                Step::Make(of) => {
+                    self.state().making.push(of.manifest.id.clone());
+                    making.spawn(self.clone().make(of, shared.clone()));
+                    continue;
                 }
-            }
+                Step::Freshen(member) => {
+                    self.state().making.push(member.of.manifest.id.clone());
+                    making.spawn(self.clone().freshen(*member, shared.clone()));
+                    continue;
+                }
+                Step::Wait(until) => until,
+            };
             tokio::select! {
                 () = self.changed.notified() => {}
                 () = self.admission.place_freed() => {}
@@ -179,8 +181,8 @@ impl WarmPool {
         waiting.into_iter().for_each(|waiting| waiting.member.discard(&shared));
     }
 
-    /// Gives up what is not to wait any longer, and says what to do next.
-    fn step(&self, shared: &Shared, quiet: bool) -> Step {
+    /// Gives up what is not to wait any longer, and says what to do next, with `width` things done at once.
+    fn step(&self, shared: &Shared, width: usize, quiet: bool) -> Step {
         let now = Instant::now();
         let mut given_up = Vec::new();
         let mut state = self.state();
@@ -200,14 +202,19 @@ impl WarmPool {
                 state.give_up(|waiting| waiting.is_of(of), surplus, &mut given_up);
             }
             let supplies = state.supplies(&targets, now);
-            match plan::next(&supplies, room) {
-                Some(index) => {
+            // Beside what is made of users' snapshots, which may take its time.
+            let users = state.making.iter().filter(|id| !state.demand.is_golden(id)).count();
+            if state.making.len() - users >= width {
+                Step::Wait(None)
+            } else {
+                match plan::next(&supplies, room) {
                     // Not while those who wait need the processors for a restore of their own.
-                    let urgent = supplies[index].is_scarce() && self.admission.has_free_turn();
-                    Step::Make { of: targets[index].0.clone(), urgent }
+                    Some(index) if quiet || supplies[index].is_scarce() && self.admission.has_free_turn() => {
+                        Step::Make(targets[index].0.clone())
+                    }
+                    Some(_) => Step::Wait(None),
+                    None => self.look_after(state, now, quiet, &mut given_up),
                 }
-                None if quiet => self.look_after(state, now, &mut given_up),
-                None => Step::Wait(now + FRESHEN),
             }
         };
         drop(state);
@@ -217,12 +224,15 @@ impl WarmPool {
 
     /// When no more can be made now: has one that was not heard of for long show that it lives, or gives up one that
     /// is too old, to be replaced before the next one goes.
-    fn look_after(&self, state: &mut State, now: Instant, given_up: &mut Vec<Member>) -> Step {
-        if state.making.is_empty() {
-            let old = |waiting: &Waiting| waiting.member.made + self.max_age <= now;
-            if state.waiting.iter().any(old) {
-                state.give_up(old, 1, given_up);
-                return Step::Wait(now); // to plan again, now that one is lacking
+    fn look_after(&self, state: &mut State, now: Instant, quiet: bool, given_up: &mut Vec<Member>) -> Step {
+        if state.making.is_empty() && quiet {
+            let old = |waiting: &&Waiting| {
+                let id = &waiting.member.of.manifest.id;
+                waiting.member.made + self.max_age <= now && !state.failing.contains_key(id)
+            };
+            if let Some(id) = state.waiting.iter().find(old).map(|waiting| waiting.member.id.clone()) {
+                state.give_up(|waiting| waiting.member.id == id, 1, given_up);
+                return Step::Wait(Some(now)); // to plan again, now that one is lacking
             }
             let stale = state.waiting.iter().position(|waiting| waiting.member.fresh + FRESHEN <= now);
             if let Some(waiting) = stale.and_then(|stale| state.waiting.remove(stale)) {
@@ -234,12 +244,12 @@ impl WarmPool {
         let retries = state.failing.values().map(|failing| failing.until).filter(|until| *until > now);
         // What is due already waits for what is being made, whose end is noticed.
         let next = due.filter(|due| *due > now).chain(retries).min();
-        Step::Wait(next.unwrap_or(now + FRESHEN))
+        Step::Wait(next)
     }
 
     async fn make(self: Arc<Self>, of: Arc<Stored>, shared: Shared) {
         let clock = Clock::start();
-        let is_golden = self.state().demand.is_golden(&of);
+        let is_golden = self.state().demand.is_golden(&of.manifest.id);
         let made = async {
             let (host, checked) = (shared.clone(), of.clone());
             let looked = blocking(move || Ok((headroom::check(&host), checked.check()?)));
@@ -281,9 +291,15 @@ impl WarmPool {
             }
             Err(_) if shared.stop.is_cancelled() => {}
             Err(error) => {
-                let pause = state.failing.get(id).map_or(FIRST_PAUSE, |f| (f.pause * 2).min(LONGEST_PAUSE));
+                let now = Instant::now();
+                let pause = match state.failing.get(id) {
+                    None => FIRST_PAUSE,
+                    // Begun before the first of them failed.
+                    Some(failing) if failing.until > now => failing.pause,
+                    Some(failing) => (failing.pause * 2).min(LONGEST_PAUSE),
+                };
                 warn!(snapshot_id = %id, %error, ?pause, "cannot make a sandbox ahead of time");
-                state.failing.insert(id.clone(), Failing { pause, until: Instant::now() + pause });
+                state.failing.insert(id.clone(), Failing { pause, until: now + pause });
             }
         }
     }
@@ -301,11 +317,18 @@ impl Waiting {
 
 impl State {
     fn supplies(&self, targets: &[(Arc<Stored>, usize)], now: Instant) -> Vec<Supply> {
-        let supply = |(of, wanted): &(Arc<Stored>, usize)| Supply {
-            wanted: *wanted,
-            waiting: self.waiting.iter().filter(|waiting| waiting.is_of(of)).count(),
-            making: self.making.iter().filter(|id| **id == of.manifest.id).count(),
-            held_back: self.failing.get(&of.manifest.id).is_some_and(|failing| failing.until > now),
+        let is_golden = |id: &SnapshotId| self.demand.is_golden(id);
+        // One at a time of users' snapshots, whose guests may take as long as they like.
+        let user_made = self.making.iter().any(|id| !is_golden(id));
+        let supply = |(of, wanted): &(Arc<Stored>, usize)| {
+            let id = &of.manifest.id;
+            let is_failing = self.failing.get(id).is_some_and(|failing| failing.until > now);
+            Supply {
+                wanted: *wanted,
+                waiting: self.waiting.iter().filter(|waiting| waiting.is_of(of)).count(),
+                making: self.making.iter().filter(|making| *making == id).count(),
+                held_back: is_failing || user_made && !is_golden(id),
+            }
         };
         targets.iter().map(supply).collect()
     }

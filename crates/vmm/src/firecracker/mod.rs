@@ -80,6 +80,10 @@ impl Vmm for Firecracker {
         &self.info
     }
 
+    fn can_rest(&self) -> bool {
+        can_rest(&self.info.version)
+    }
+
     fn machine(&self, spec: &VmSpec) -> String {
         requests::text(&requests::configure(spec, "", vsock::SOCKET))
     }
@@ -152,7 +156,7 @@ impl Vmm for Firecracker {
             vsock,
             owner,
             start,
-            can_rest: can_rest(&self.info.version),
+            can_rest: self.can_rest(),
             memory_len,
             tracks_changes,
             base: Mutex::new(base.map(File::from)),

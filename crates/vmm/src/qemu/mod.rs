@@ -69,6 +69,10 @@ impl Vmm for Qemu {
         &self.info
     }
 
+    fn can_rest(&self) -> bool {
+        true
+    }
+
     fn machine(&self, spec: &VmSpec) -> String {
         command::machine(spec, self.info.accelerator)
     }
