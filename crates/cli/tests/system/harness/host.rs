@@ -11,6 +11,8 @@ use std::time::Duration;
 use manta_host::NetNs;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::{eventually, scaled};
+
 /// An address out there that every sandbox may reach (TEST-NET-2, RFC 5737).
 pub(crate) const INTERNET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 
@@ -86,6 +88,13 @@ impl Host {
             .filter_map(|line| line.split(": ").nth(1))
             .map(|name| name.split('@').next().unwrap_or(name).to_owned())
             .collect()
+    }
+
+    /// Waits until there is no network slot: they go behind the answer to a destroy, and to a create that failed.
+    pub(crate) fn await_no_slots(&self) {
+        eventually("no sandbox has a link", scaled(20), || {
+            !self.links().iter().any(|link| link.starts_with("mt-"))
+        });
     }
 
     /// The nftables rules in this host.
