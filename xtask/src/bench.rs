@@ -27,23 +27,30 @@ use crate::{artifacts, place};
 const POOL: u32 = 64;
 /// For a pool to be full.
 const FILL_LIMIT: Duration = Duration::from_secs(600);
+/// Iterations, where nothing else is said.
+const RUNS: u32 = 50;
 /// Sandboxes beside the measured ones.
 const OTHERS: u32 = 200;
 /// What a sandbox has in memory for itself, with room to spare: 43 MiB after `node -v`, on QEMU.
 const RESIDENT_MIB: u64 = 64;
 /// Runs of the soak, each of so many iterations.
 const SOAK: (u32, u32) = (10, 50);
-/// Sandboxes that wait while nobody asks, and for how long.
+/// Sandboxes that wait while nobody asks.
 const RESTING: u32 = 50;
 const SETTLE: Duration = Duration::from_secs(10);
-const REST: Duration = Duration::from_secs(30);
+/// Each that waits is woken once in this time (`FRESHEN` of the engine): only whole ones measure what that takes.
+const ROUND: Duration = Duration::from_secs(60);
+/// How many of these are measured.
+const ROUNDS: u32 = 2;
+/// With more, a server would have to keep more network slots ready than its 4096.
+const MAX_SCALE: f64 = 16.0;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Only these; all if none is named
     #[arg(value_enum)]
     parts: Vec<Part>,
-    /// Of iterations, of sandboxes beside them, and of seconds at rest so many times the usual number
+    /// Of iterations, of sandboxes beside them, and of minutes at rest so many times the usual number; at most 16
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
     /// Where the results go, from the checkout
@@ -84,8 +91,8 @@ enum Part {
 
 /// Takes the measurements, one after another. One that fails does not end the others.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    if !(options.scale > 0.0 && options.scale <= 100.0) {
-        bail!("--scale is between 0 and 100");
+    if !(options.scale > 0.0 && options.scale <= MAX_SCALE) {
+        bail!("--scale is more than 0 and at most {MAX_SCALE}");
     }
     packages::ensure(Purpose::Test)?;
     let manta = match &options.manta {
@@ -132,12 +139,12 @@ struct Book {
 impl Book {
     fn take(&self, part: Part, table: &mut Table) -> Result<()> {
         match part {
-            Part::Sequential => self.measure(table, "sequential", POOL, 50, &[]),
-            Part::Node => self.measure(table, "sequential-node", POOL, 50, &["--cmd", "node -v"]),
-            Part::NoPool => self.measure(table, "sequential-no-pool", 0, 50, &[]),
+            Part::Sequential => self.measure(table, "sequential", POOL, RUNS, &[]),
+            Part::Node => self.measure(table, "sequential-node", POOL, RUNS, &["--cmd", "node -v"]),
+            Part::NoPool => self.measure(table, "sequential-no-pool", 0, RUNS, &[]),
             Part::Staggered => {
-                self.measure(table, "staggered", POOL, 50, &["--mode", "staggered"])?;
-                self.measure(table, "staggered-no-pool", 0, 50, &["--mode", "staggered"])
+                self.measure(table, "staggered", POOL, RUNS, &["--mode", "staggered"])?;
+                self.measure(table, "staggered-no-pool", 0, RUNS, &["--mode", "staggered"])
             }
             Part::Burst => self.measure(table, "burst-pool-100", 100, 100, &["--mode", "burst"]),
             Part::ShortPool => self.measure(table, "burst-pool-8", 8, 100, &["--mode", "burst"]),
@@ -164,7 +171,7 @@ impl Book {
 
     /// Beside as many others as there is memory for, up to `most`.
     fn live(&self, table: &mut Table, most: u32) -> Result<()> {
-        let (name, runs) = (format!("live-{most}"), self.scaled(50));
+        let (name, runs) = (format!("live-{most}"), self.scaled(RUNS));
         let settings = Settings { pool: POOL, others: most + runs };
         let outcome = self.host.serve(&name, settings, |server| {
             server.fill(FILL_LIMIT)?;
@@ -207,7 +214,7 @@ impl Book {
             server.fill(FILL_LIMIT)?;
             server.rest(SETTLE)?;
             let (health, before, began) = (server.health()?, Family::of(server.pid())?, Instant::now());
-            server.rest(REST.mul_f64(self.scale))?;
+            server.rest(ROUND * self.scaled(ROUNDS))?;
             let (after, seconds) = (Family::of(server.pid())?, began.elapsed().as_secs_f64());
             let held = Held::by(server.pid())?;
             let cpu_s = after.cpu_s_since(before);
@@ -255,6 +262,24 @@ impl Book {
     }
 
     fn scaled(&self, runs: u32) -> u32 {
-        ((f64::from(runs) * self.scale).round() as u32).max(1)
+        scaled(runs, self.scale)
+    }
+}
+
+fn scaled(runs: u32, scale: f64) -> u32 {
+    ((f64::from(runs) * scale).round() as u32).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_takes_its_settings_at_any_scale() {
+        // `live` asks for the most.
+        let others = scaled(OTHERS, MAX_SCALE) + scaled(RUNS, MAX_SCALE);
+        assert!(others <= 4096, "MANTA_NETNS_POOL_SIZE");
+        assert!(POOL + others <= 16_000, "MANTA_MAX_SANDBOXES");
+        assert_eq!(scaled(ROUNDS, 0.01), 1);
     }
 }

@@ -123,7 +123,9 @@ impl Server<'_> {
             match (warm["depth"].as_u64(), warm["target"].as_u64()) {
                 (Some(depth), Some(target)) if depth < target => {
                     if Instant::now() >= deadline {
-                        bail!("{depth} of {target} sandboxes wait after {} s", limit.as_secs());
+                        let waited = limit.as_secs();
+                        let degraded = &health["degraded"];
+                        bail!("{depth} of {target} sandboxes wait after {waited} s; degraded: {degraded}");
                     }
                 }
                 _ => return Ok(()),
