@@ -103,7 +103,7 @@ impl Client {
         self.post(Call::Exec, request).await
     }
 
-    /// `POST /destroy`: the sandbox and all it used on the host are gone when this returns.
+    /// `POST /destroy`: the guest is dead and its files are gone when this returns; its network slot goes behind.
     ///
     /// # Errors
     /// Any [`ClientError`] but `Endpoint`. Destroying is idempotent: it may be tried again.

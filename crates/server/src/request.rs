@@ -1,5 +1,5 @@
-//! Around every request: an id that its log lines and its answer carry, and its count and time in the metrics.
-//! Knows no route.
+//! Around every request: an id that its answer carries, and the log lines written while it is answered, but not those
+//! of a sandbox's own task; and its count and time in the metrics. Knows no route.
 
 use std::time::Instant;
 

@@ -179,7 +179,7 @@ fn engine_config(args: &ServerArgs) -> Result<(EngineConfig, String), ServerErro
         vmm_pool_size: vmm_pool_size(args),
         warm_pool_size: warm_pool_size(args),
         warm_max_age: args.warm_max_age,
-        start_width: args.start_width.map_or_else(facts::cpus, usize::from),
+        start_width: start_width(args),
         queue_timeout: args.queue_timeout,
         max_sandboxes: args.max_sandboxes.map_or_else(|| fitting(args), usize::from),
         vsock_port: args.agent_port,
@@ -220,6 +220,11 @@ pub(crate) fn warm_pool_size(args: &ServerArgs) -> usize {
         },
         usize::from,
     )
+}
+
+/// MicroVMs that may start at once.
+pub(crate) fn start_width(args: &ServerArgs) -> usize {
+    args.start_width.map_or_else(facts::cpus, usize::from)
 }
 
 /// Whether this process may do what only root may.

@@ -38,9 +38,9 @@ pub(super) async fn create(
     Ok((timing, axum::Json(CreateResponse { sandbox_id })))
 }
 
-/// Destroys a sandbox. Answers when it and all it used are gone; again when it already was.
+/// Destroys a sandbox. Answers when its guest is dead and its files are gone; again when they already were.
 ///
-/// Running commands get a short while to finish, then answer `sandbox_destroyed`.
+/// Running commands get a short while to finish, then answer `sandbox_destroyed`. The sandbox's network slot goes behind the answer.
 #[utoipa::path(
     post,
     path = "/destroy",
