@@ -47,6 +47,11 @@ fn a_slot_is_used_again_only_if_its_sandbox_used_no_network() {
     // With one slot made ahead of time, at most one other lies above a slot that came back.
     let server = Server::with(&[("MANTA_NETNS_POOL_SIZE", "1")]);
     let address = |id: &str| server.info(id).expect("listed")["host_address"].clone();
+    // That of the server's own trial at its start is on its way back: there would be no room for another.
+    eventually("all slots wait", scaled(20), || {
+        let depth = server.get("/healthz")["pools"]["slots"]["depth"].as_u64().expect("a number");
+        depth > 0 && host.links().iter().filter(|link| link.starts_with("mt-")).count() as u64 == depth
+    });
     let silent = server.create();
     assert_eq!(server.stdout(&silent, "echo silent"), "silent");
     let first = address(&silent);
