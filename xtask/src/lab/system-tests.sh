@@ -24,7 +24,8 @@ bench() {
 }
 
 ./system --test-threads=1 || failed $?
-bench bench -- bench
+bench bench MANTA_WARM_POOL_SIZE=12 MANTA_MAX_SANDBOXES=16 -- bench --pool-aware
+bench bench-no-pool MANTA_WARM_POOL_SIZE=0 -- bench
 bench bench-boot MANTA_ENABLE_SNAPSHOTS=0 -- bench
-bench bench-restore -- bench-restore
+bench bench-restore MANTA_WARM_POOL_SIZE=0 -- bench-restore
 exit $status
