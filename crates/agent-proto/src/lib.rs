@@ -17,6 +17,8 @@ mod frame;
 mod message;
 mod transit;
 
+use std::time::Duration;
+
 pub use codec::{Decoder, encode};
 pub use frame::{Channel, Frame, FrameError};
 pub use message::{Adopt, Exec, ExecExit, Hello, Identity, Network, Program, Reply, Request, Resume};
@@ -45,6 +47,11 @@ pub const MAX_DATA: usize = 16 * 1024;
 /// Bytes that may be under way on one channel of one stream before the receiver grants more with
 /// [`Frame::Credit`]. Both ends start with it.
 pub const INITIAL_CREDIT: u32 = 256 * 1024;
+
+/// How long commands run on when the way to their host is lost; then the agent kills them. Several times as long as a
+/// host tries to connect again (5 s unless it was told otherwise), and as it takes a host to notice that a silent link
+/// is dead (2 s).
+pub const LINK_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Most streams open at once in a session; the agent answers more with [`Reply::Failed`].
 pub const MAX_STREAMS: usize = 256;

@@ -22,10 +22,6 @@ use crate::sys::{Spawner, child_signals};
 /// Most connections at once; only one can hold the session, the others have yet to say hello.
 const LINKS: usize = 16;
 
-/// How long commands run on when the way to their host is lost. Several times as long as a host tries to connect
-/// again (5 s unless it was told otherwise), and as it takes a host to notice that a silent link is dead (2 s).
-pub const PATIENCE: Duration = Duration::from_secs(20);
-
 /// Why the agent cannot go on.
 #[derive(Debug, Error)]
 pub enum AgentError {
@@ -66,7 +62,7 @@ pub struct Agent {
 
 impl Agent {
     /// Serves `channels` on `machine`; a session whose link is lost has that long to be gone on with, if commands
-    /// run ([`PATIENCE`]). The process must have one thread, its standard descriptors open, and `/dev/null` as its
+    /// run ([`manta_agent_proto::LINK_PATIENCE`]). The process must have one thread, its standard descriptors open, and `/dev/null` as its
     /// standard input: commands without input inherit it.
     ///
     /// # Errors

@@ -26,4 +26,4 @@ pub mod sys;
 mod uevent;
 
 pub use adopt::{AdoptError, Machine};
-pub use agent::{Agent, PATIENCE};
+pub use agent::Agent;

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use manta_agent::channel::{self, Channels};
 use manta_agent::kmsg::{self, Level, chain};
-use manta_agent::{Agent, Machine, PATIENCE, boot};
+use manta_agent::{Agent, Machine, boot};
+use manta_agent_proto::LINK_PATIENCE;
 use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::sockopt::socket_acceptconn;
@@ -37,7 +38,7 @@ fn run() -> i32 {
 
 fn guest() -> Result<(), Box<dyn std::error::Error>> {
     let machine = Machine::guest(boot::run()?)?;
-    let mut agent = Agent::new(channel::open()?, machine, PATIENCE)?;
+    let mut agent = Agent::new(channel::open()?, machine, LINK_PATIENCE)?;
     kmsg::log(Level::Info, "ready");
     Ok(agent.run()?)
 }
@@ -55,7 +56,7 @@ fn beside_a_guest() -> Result<(), Box<dyn std::error::Error>> {
     };
     // Tests have less.
     let patience = std::env::var(PATIENCE_MS).ok().and_then(|millis| millis.parse().ok());
-    let patience = patience.map_or(PATIENCE, Duration::from_millis);
+    let patience = patience.map_or(LINK_PATIENCE, Duration::from_millis);
     let mut agent = Agent::new(channels, Machine::foreign(), patience)?;
     let result = agent.run();
     kill_and_reap_all();
