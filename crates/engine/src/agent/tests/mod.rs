@@ -1,9 +1,10 @@
-//! Sessions with a real agent process, over links that are cut; and with agents that no honest one is like.
+//! Sessions with a real agent process, over links that are cut; and with scripted ones.
 #![allow(clippy::unwrap_used)] // in the helpers too
 
 mod cuts;
 mod offences;
 mod proxy;
+mod scripted;
 
 use std::time::Duration;
 

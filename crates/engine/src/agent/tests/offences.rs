@@ -1,72 +1,13 @@
 //! Agents that no honest one is like: what they do ends the session, and costs a bounded amount of memory.
 
 use bytes::Bytes;
-use manta_agent_proto::{
-    Decoder, Frame, Hello, INITIAL_CREDIT, MAX_FRAME, PROTOCOL_VERSION, Reply, Resume, encode,
-};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use manta_agent_proto::{Frame, INITIAL_CREDIT, MAX_FRAME, Reply};
+use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
-use super::super::{Output, Redial, Session};
-use super::{DEADLINE, adopt, sh};
-
-/// The agent's ends of links, which say and hear what the test wants.
-struct Hostile {
-    stream: UnixStream,
-    decoder: Decoder,
-}
-
-impl Hostile {
-    async fn say(&mut self, frame: &Frame) {
-        let mut bytes = Vec::new();
-        encode(frame, &mut bytes).unwrap();
-        self.stream.write_all(&bytes).await.unwrap();
-    }
-
-    async fn hear(&mut self) -> Frame {
-        loop {
-            if let Some(frame) = self.decoder.next_frame() {
-                return frame.unwrap();
-            }
-            let mut buffer = [0; 4096];
-            let length = timeout(DEADLINE, self.stream.read(&mut buffer)).await.expect("in time").unwrap();
-            assert_ne!(length, 0, "the host hung up");
-            self.decoder.feed(&buffer[..length]);
-        }
-    }
-
-    /// Answers the hello with that many frames received.
-    async fn go_on(&mut self, received: u64) {
-        let Frame::Hello(hello) = self.hear().await else { panic!("no hello") };
-        let resume = hello.resume.map(|host| Resume { received, ..host });
-        self.say(&Frame::Hello(Hello { version: PROTOCOL_VERSION, session: hello.session, resume })).await;
-    }
-}
-
-/// A session, the agent's end of its link, and those of the links to come.
-async fn open() -> (Session, Hostile, mpsc::UnboundedReceiver<Hostile>) {
-    let pair = || {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        (ours, Hostile { stream: theirs, decoder: Decoder::new() })
-    };
-    let (links, dialled) = mpsc::unbounded_channel();
-    let dial = move || {
-        let (ours, theirs) = pair();
-        let sent = links.send(theirs).map_err(|_| "nobody answers".to_owned());
-        Box::pin(async move { sent.map(|()| ours) }) as _
-    };
-    let redial = Redial { dial: Box::new(dial), limit: DEADLINE, vmm_pid: 0 };
-    let (ours, mut agent) = pair();
-    let greet = async {
-        agent.go_on(0).await;
-        let Frame::Request { id, .. } = agent.hear().await else { panic!("no request") };
-        agent.say(&Frame::Reply { id, reply: Reply::Adopted { unix_ns: 1 } }).await;
-    };
-    let (opened, ()) = tokio::join!(Session::open(ours, 1 << 40, adopt(), redial), greet);
-    (opened.unwrap().0, agent, dialled)
-}
+use super::super::{AgentError, Output, Session};
+use super::scripted::{adopted_with, open};
+use super::{DEADLINE, sh};
 
 async fn is_an_offence(session: &Session, words: &str) {
     let end = timeout(DEADLINE, session.ended()).await.expect("it goes on");
@@ -111,6 +52,13 @@ async fn hanging_up_again_and_again() {
     };
     let ((), answered) = tokio::join!(is_an_offence(&session, "too often"), answered);
     assert_eq!(answered, 8);
+}
+
+#[tokio::test]
+async fn a_first_answer_that_would_have_to_be_acknowledged() {
+    let long = Reply::Failed { message: "x".repeat(MAX_FRAME / 2) };
+    let (opened, _agent, _links) = adopted_with(long).await;
+    assert!(matches!(opened, Err(AgentError::Gone(reason)) if reason.contains("too long")));
 }
 
 #[tokio::test]
