@@ -1,6 +1,6 @@
 //! One command in one sandbox: from what was asked to what came of it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use manta_agent_proto::{Exec, ExecExit, Program};
@@ -49,12 +49,11 @@ pub(crate) async fn run(
     // The guest enforces the limit; this is for a guest that does not.
     let deadline = limit + config.agent_call_timeout;
     let mut output = Output::default();
-    let overdue = overdue(session, deadline);
     let ran = tokio::select! {
         biased;
         ran = session.exec(exec, spec.stdin, &mut output) => Some(Some(ran)),
         () = doomed.cancelled() => None,
-        () = overdue => Some(None),
+        () = session.overdue(deadline) => Some(None),
     };
     let in_guest = match &ran {
         Some(Some(Ok(exit))) => Duration::from_micros(exit.duration_us),
@@ -81,18 +80,6 @@ pub(crate) async fn run(
         Some(Some(Err(AgentError::Refused(words)))) => {
             let reason = format!("its agent refused the command: {}", excerpt(&words));
             Err(EngineError::GuestGone { id, reason, output })
-        }
-    }
-}
-
-/// Completes when a command that began now should have ended, not counting when its session was parked.
-async fn overdue(session: &Session, limit: Duration) {
-    let (began, silence) = (Instant::now(), session.silence());
-    loop {
-        let allowed = limit + session.silence().saturating_sub(silence);
-        match allowed.checked_sub(began.elapsed()) {
-            Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
-            _ => return,
         }
     }
 }

@@ -16,7 +16,7 @@ use tracing::info;
 
 use super::error::End;
 use super::link::{Link, POKE};
-use super::silence::Silence;
+use super::silence::{Cause, Silence};
 use super::streams::Streams;
 use super::transit::Transit;
 
@@ -100,7 +100,7 @@ impl Keeper {
             match self.use_link(link).await? {
                 Unlinked::Released(done) => self.rest(done).await?,
                 Unlinked::Lost(reason) => {
-                    self.silence.begin();
+                    self.silence.begin(Cause::Lost);
                     self.count_loss(&reason)?;
                 }
             }
@@ -189,7 +189,7 @@ impl Keeper {
             next = more.then(|| self.queue.try_recv().ok()).flatten();
         }
         if self.parked {
-            self.silence.begin();
+            self.silence.begin(Cause::Parked);
         }
     }
 

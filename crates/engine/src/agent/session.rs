@@ -114,9 +114,9 @@ impl Session {
         }
     }
 
-    /// How long nothing could be heard of the agent, in all: the session was parked or had no connection.
-    pub(crate) fn silence(&self) -> Duration {
-        self.inner.silence.so_far()
+    /// Completes when a command that began now should have ended, with a limit on the time for which it can be heard.
+    pub(crate) async fn overdue(&self, limit: Duration) {
+        self.inner.silence.overdue(limit).await;
     }
 
     async fn control(&self, control: Control) -> Result<(), AgentError> {

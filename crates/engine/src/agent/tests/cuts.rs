@@ -107,7 +107,6 @@ async fn a_connection_that_was_dropped_without_a_word_is_noticed_while_a_command
     let got = run(&session, agent.dir(), "it", "sleep 0.2; echo it", Bytes::new()).await;
     assert_eq!(got.1.stdout, b"it\n");
     assert!(began.elapsed() < Duration::from_secs(5), "it took {:?}", began.elapsed());
-    assert!(session.silence() < began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -1,9 +1,11 @@
-//! Agents that no honest one is like: what they do ends the session, and costs a bounded amount of memory.
+//! Agents that no honest one is like: what they do ends the session, and costs a bounded amount of memory and time.
+
+use std::time::Duration;
 
 use bytes::Bytes;
-use manta_agent_proto::{Frame, INITIAL_CREDIT, MAX_FRAME, Reply};
+use manta_agent_proto::{Frame, INITIAL_CREDIT, LINK_PATIENCE, MAX_FRAME, Reply};
 use tokio::io::AsyncReadExt;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::super::{AgentError, Output, Session};
 use super::scripted::{adopted_with, open};
@@ -52,6 +54,28 @@ async fn hanging_up_again_and_again() {
     };
     let ((), answered) = tokio::join!(is_an_offence(&session, "too often"), answered);
     assert_eq!(answered, 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn hanging_up_now_and_then_does_not_put_off_a_time_limit_for_ever() {
+    let (session, agent, mut links) = open().await;
+    let mut output = Output::default();
+    let began = Instant::now();
+    let (limit, hour) = (Duration::from_secs(30), Duration::from_secs(3600));
+    let hangs_up = async {
+        drop(agent);
+        while let Some(mut link) = links.recv().await {
+            sleep(Duration::from_millis(4900)).await;
+            link.go_on(1).await;
+        }
+    };
+    tokio::select! {
+        ended = session.exec(sh("true"), Bytes::new(), &mut output) => panic!("{ended:?}"),
+        () = hangs_up => panic!("no more links"),
+        () = session.overdue(limit) => {}
+        () = sleep(hour) => panic!("it goes on"),
+    }
+    assert!(began.elapsed() < limit + LINK_PATIENCE + Duration::from_secs(1), "after {:?}", began.elapsed());
 }
 
 #[tokio::test]
