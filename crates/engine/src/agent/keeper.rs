@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use tracing::info;
 
 use super::error::End;
-use super::link::{Link, POKE};
+use super::link::{Link, POKE, Patience};
 use super::silence::{Cause, Silence};
 use super::streams::Streams;
 use super::transit::Transit;
@@ -116,13 +116,14 @@ impl Keeper {
 
     /// Sends and receives over one link, until that is gone.
     async fn use_link(&mut self, link: Link) -> Result<Unlinked, End> {
-        let Link { mut stream, mut decoder, mut patience } = link;
+        let Link { mut stream, mut decoder, .. } = link;
         self.ack = None; // the hello has said it
         let (mut reader, mut writer) = stream.split();
         let mut buffer = vec![0; 64 * 1024];
         // Whole frames on their way, and how much of them is written.
         let (mut out, mut written) = (Vec::new(), 0);
-        let mut heard = true;
+        // The newest stream that is waited for, whether anything was heard since, and how long before it is poked.
+        let (mut awaited, mut heard, mut patience) = (None, false, Patience::new());
         let mut tick = std::pin::pin!(sleep(patience.now()));
         loop {
             while let Some(frame) = decoder.next_frame() {
@@ -138,6 +139,11 @@ impl Keeper {
             }
             self.transit.outbox.take(&mut out, WRITE);
             let more = !self.parked && self.transit.outbox.held() < WINDOW;
+            let newest = self.streams.newest();
+            if newest != awaited {
+                (awaited, heard, patience) = (newest, false, Patience::new());
+                tick.as_mut().reset(Instant::now() + patience.now());
+            }
             tokio::select! {
                 read = reader.read(&mut buffer) => match read {
                     Ok(0) => return Ok(Unlinked::Lost("it was closed".to_owned())),
@@ -156,8 +162,9 @@ impl Keeper {
                     Some(Control::Release(done)) => return Ok(Unlinked::Released(done)),
                     asked => return Err(end_of(asked)),
                 },
-                () = &mut tick => {
-                    if !heard && written == out.len() && self.streams.is_busy() {
+                // An idle session wakes nobody, unless what is asked next would wait for room without our knowing.
+                () = &mut tick, if awaited.is_some() || !more => {
+                    if !heard && written == out.len() && self.streams.newest().is_some() {
                         out.push(POKE);
                     }
                     heard = false;

@@ -29,6 +29,10 @@ const MOST_PATIENCE: Duration = Duration::from_millis(500);
 pub(super) struct Patience(Duration);
 
 impl Patience {
+    pub(super) fn new() -> Self {
+        Self(FIRST_PATIENCE)
+    }
+
     pub(super) fn now(&self) -> Duration {
         self.0
     }
@@ -43,7 +47,7 @@ impl Patience {
 pub(super) struct Link {
     pub(super) stream: UnixStream,
     pub(super) decoder: Decoder,
-    pub(super) patience: Patience,
+    patience: Patience,
 }
 
 impl Link {
@@ -54,7 +58,7 @@ impl Link {
         hello: Hello,
         first: &[u8],
     ) -> Result<(Self, Hello), AgentError> {
-        let mut link = Self { stream, decoder: Decoder::new(), patience: Patience(FIRST_PATIENCE) };
+        let mut link = Self { stream, decoder: Decoder::new(), patience: Patience::new() };
         let nonce = hello.session;
         let mut bytes = encoded(&Frame::Hello(hello))?;
         bytes.extend(first);

@@ -56,7 +56,7 @@ pub(super) struct Streams(Mutex<Table>);
 
 #[derive(Debug, Default)]
 struct Table {
-    next_id: u32,
+    last_id: u32,
     streams: HashMap<u32, Stream>,
     closed: bool,
 }
@@ -71,8 +71,8 @@ impl Streams {
             return None;
         }
         // 2^32 requests on one session would have to pass before an id could repeat.
-        table.next_id = table.next_id.wrapping_add(1);
-        let id = table.next_id;
+        table.last_id = table.last_id.wrapping_add(1);
+        let id = table.last_id;
         table.streams.insert(
             id,
             Stream {
@@ -86,9 +86,10 @@ impl Streams {
         Some(Open { id, stdin_credit, arrived, table: self.clone() })
     }
 
-    /// Whether somebody waits for something.
-    pub(super) fn is_busy(&self) -> bool {
-        !self.lock().streams.is_empty()
+    /// The newest stream's number while somebody waits for something, on that one or another.
+    pub(super) fn newest(&self) -> Option<u32> {
+        let table = self.lock();
+        (!table.streams.is_empty()).then_some(table.last_id)
     }
 
     /// Notes that the guest may send `bytes` more on `channel`.
