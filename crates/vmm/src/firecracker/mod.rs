@@ -39,6 +39,10 @@ pub use api::ApiError;
 /// Firecracker's API, in the VM's directory.
 const API_SOCKET: &str = "api.sock";
 
+/// The module whose messages are logged: the VM's, among them why a processor stopped. Not that of the API: it logs
+/// each request, in the room for what the guest prints; and what goes wrong there is answered.
+const LOGGED: &str = "vmm";
+
 /// Up to here, memory is one part of the machine's address space; what exceeds it lies beyond 4 GiB.
 const ONE_PART_MIB: u32 = 3072;
 
@@ -120,15 +124,14 @@ impl Vmm for Firecracker {
                 (vec![requests::load(memory_len, tracks_changes)], Vsock::of_restored(spec.vsock_port), base)
             }
         };
-        // It would log each request, in the room for what the guest prints.
-        let args = ["--api-sock", API_SOCKET, "--id", &instance_id(&place.dir), "--level", "Warn"]
-            .map(OsString::from);
+        let id = instance_id(&place.dir);
+        let args = ["--api-sock", API_SOCKET, "--id", &id, "--level", "Info", "--module", LOGGED];
         // Never closed.
         let permit = self.starts.acquire().await;
         let watch = SocketWatch::new(&dir)?;
         let child = Child::spawn(Command {
             program: self.program.clone(),
-            args: args.into(),
+            args: args.map(OsString::from).into(),
             dir: place.dir,
             netns: place.netns,
             credentials: place.credentials,
