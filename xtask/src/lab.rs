@@ -1,12 +1,15 @@
 //! The emulated KVM host: QEMU emulates a machine *with* AMD virtualization, in which a stock Debian kernel
 //! offers a real /dev/kvm to real Firecracker. [`image`] makes the host once, [`payload`] what is carried
-//! in for one run, [`boot`] runs it, [`terminal`] is the shell of `--keep`.
+//! in for one run, [`boot`] runs it, [`repeat`] says which tests its defects made fail, [`terminal`] is the shell of
+//! `--keep`.
 
 mod boot;
 mod image;
 mod payload;
+mod repeat;
 mod terminal;
 
+use std::fs;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,9 +17,12 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::packages::{self, Purpose};
-use crate::{artifacts, firecracker};
+use crate::{artifacts, firecracker, place};
 
 pub(crate) use payload::Job;
+
+/// Exit status of the system tests' job when tests failed, and nothing else did: that of Rust's test harness.
+const TESTS_FAILED: u8 = 101;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -37,17 +43,53 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     packages::ensure(Purpose::Lab)?;
     artifacts::build_release()?;
     artifacts::build_image()?;
-    let job = match options.command.as_slice() {
-        [] if options.keep => Job::Nothing,
-        [] => Job::SystemTests,
-        command => Job::Command(command.to_vec()),
+    let limit = Duration::from_secs(options.limit_s);
+    let status = match options.command.as_slice() {
+        [] if options.keep => run_job(&Job::Nothing, true, limit, |_| {})?,
+        [] => run_system_tests(limit, |_| {})?.status,
+        command => run_job(&Job::Command(command.to_vec()), options.keep, limit, |_| {})?,
     };
-    let status = run_job(&job, options.keep, Duration::from_secs(options.limit_s), |_| {})?;
     Ok(ExitCode::from(status))
+}
+
+/// What came of the system tests.
+#[derive(Debug)]
+pub(crate) struct SystemTests {
+    /// Exit status of the job, or of the repetition.
+    pub(crate) status: u8,
+    /// Tests that failed at first, by the emulator's fault, and were run once more.
+    pub(crate) repeated: Vec<String>,
+}
+
+/// Runs the whole-system tests and the benchmarks; `look` as in [`run_job`]. Tests that fail because the emulated
+/// processor shut a guest down are run once more, on a machine booted anew.
+pub(crate) fn run_system_tests(limit: Duration, mut look: impl FnMut(&str) + Send) -> Result<SystemTests> {
+    let mut output = repeat::Output::default();
+    let mut status = run_job(&Job::SystemTests, false, limit, |line| {
+        output.look(line);
+        look(line);
+    })?;
+    let repeated = if status == TESTS_FAILED { output.to_repeat() } else { Vec::new() };
+    if !repeated.is_empty() {
+        for name in &repeated {
+            eprintln!("lab: repeated: {name}, because the emulated processor shut down a guest");
+        }
+        let mut command = ["./system", "--test-threads=1", "--exact"].map(str::to_owned).to_vec();
+        command.extend_from_slice(&repeated);
+        // Beside the benchmarks' results.
+        status = boot_with(&Job::Command(command), false, limit, look)?;
+    }
+    Ok(SystemTests { status, repeated })
 }
 
 /// Runs a job in the lab; `look` sees every line of its standard output. Returns its exit status.
 pub(crate) fn run_job(job: &Job, keep: bool, limit: Duration, look: impl FnMut(&str) + Send) -> Result<u8> {
+    // Another job's files.
+    let _ = fs::remove_dir_all(place::target().join("lab/out"));
+    boot_with(job, keep, limit, look)
+}
+
+fn boot_with(job: &Job, keep: bool, limit: Duration, look: impl FnMut(&str) + Send) -> Result<u8> {
     let firecracker = firecracker::ensure()?;
     let image = image::ensure()?;
     let payload = payload::make(job, keep, &firecracker)?;

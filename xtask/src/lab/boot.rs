@@ -134,9 +134,7 @@ impl Machine {
     }
 
     fn await_job(&mut self, keep: bool, limit: Duration) -> Result<Option<u8>> {
-        let out = place::target().join("lab/out");
-        let _ = fs::remove_dir_all(&out);
-        place::ensure_dir(out.clone())?;
+        let out = place::ensure_dir(place::target().join("lab/out"))?;
         let mut tar = Command::new("tar");
         tar.args(["--extract", "--no-same-owner", "--file=-", "--directory"]).arg(&out);
         let mut tar =
