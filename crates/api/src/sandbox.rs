@@ -1,4 +1,4 @@
-//! Bodies of `/create`, `/exec`, `/destroy` and `/sandboxes`.
+//! Bodies of `/create`, `/exec`, `/destroy` and `/sandboxes`, one of them or all.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -8,10 +8,16 @@ use utoipa::ToSchema;
 
 use crate::id::{SandboxId, SnapshotId};
 
-/// `POST /create`: nothing to choose yet; the body may be absent.
+/// `POST /create`; the body may be absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct CreateRequest {}
+pub struct CreateRequest {
+    /// The sandbox is destroyed after this long, seconds from when it is handed out. Default and maximum are the
+    /// server's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub timeout_s: Option<u64>,
+}
 
 /// The new sandbox, ready for its first command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -85,6 +91,16 @@ pub struct ExecResponse {
     pub duration_us: u64,
 }
 
+/// `POST /sandboxes/{id}/extend`. The answer is the sandbox's entry, as of `GET /sandboxes/{id}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExtendRequest {
+    /// The sandbox is destroyed after this long, seconds from now, whatever was said before. The maximum is the
+    /// server's.
+    #[schema(minimum = 1)]
+    pub timeout_s: u64,
+}
+
 /// `POST /destroy`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -126,14 +142,14 @@ pub enum SandboxState {
     Failed,
 }
 
-/// One sandbox, as `GET /sandboxes` shows it.
+/// One sandbox, as `GET /sandboxes` and `GET /sandboxes/{id}` show it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SandboxInfo {
     /// The sandbox.
     pub id: SandboxId,
     /// Where it is in its life.
     pub state: SandboxState,
-    /// Why it failed, when it did.
+    /// Why it failed, when it did, or why it is being destroyed, in one word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// `qemu` or `firecracker`.
@@ -143,6 +159,9 @@ pub struct SandboxInfo {
     pub snapshot_id: Option<SnapshotId>,
     /// When its creation began, seconds since 1970.
     pub created_unix_s: u64,
+    /// When it will be destroyed, seconds since 1970; absent when its lifetime has no limit, or has not begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_unix_s: Option<u64>,
     /// The VMM process; absent unless the sandbox runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,

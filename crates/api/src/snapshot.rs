@@ -34,6 +34,11 @@ pub struct SnapshotCreateResponse {
 pub struct SnapshotRestoreRequest {
     /// The snapshot.
     pub snapshot_id: SnapshotId,
+    /// The new sandbox is destroyed after this long, seconds from when it is handed out. Default and maximum are the
+    /// server's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub timeout_s: Option<u64>,
 }
 
 /// `POST /snapshot/delete`.

@@ -4,9 +4,9 @@
 
 use manta_api::{
     CreateRequest, CreateResponse, DestroyRequest, DestroyResponse, DestroyStatus, ErrorBody, ErrorCode,
-    ExecRequest, ExecResponse, OutputEncoding, SandboxInfo, SandboxState, SnapshotBytes,
-    SnapshotCreateRequest, SnapshotCreateResponse, SnapshotDeleteRequest, SnapshotDeleteResponse,
-    SnapshotDeleteStatus, SnapshotInfo, SnapshotList, SnapshotRestoreRequest,
+    Event, EventKind, ExecRequest, ExecResponse, ExtendRequest, OutputEncoding, SandboxInfo, SandboxState,
+    SnapshotBytes, SnapshotCreateRequest, SnapshotCreateResponse, SnapshotDeleteRequest,
+    SnapshotDeleteResponse, SnapshotDeleteStatus, SnapshotInfo, SnapshotList, SnapshotRestoreRequest,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -30,7 +30,9 @@ fn exec(shape: Value) -> Result<ExecRequest, String> {
 
 #[test]
 fn bodies_have_the_originals_shapes() {
-    exact(&CreateRequest {}, json!({}));
+    exact(&CreateRequest::default(), json!({}));
+    exact(&CreateRequest { timeout_s: Some(90) }, json!({"timeout_s": 90}));
+    exact(&ExtendRequest { timeout_s: 90 }, json!({"timeout_s": 90}));
     exact(&CreateResponse { sandbox_id: ID.parse().unwrap() }, json!({"sandbox_id": ID}));
     exact(&DestroyRequest { sandbox_id: ID.parse().unwrap() }, json!({"sandbox_id": ID}));
     exact(
@@ -53,7 +55,12 @@ fn bodies_of_snapshots_have_the_originals_shapes() {
     let short: SnapshotCreateResponse = from_value(json!({"snapshot_id": SNAPSHOT, "later": 1})).unwrap();
     assert_eq!(short.pause_us, 0, "the original does not say");
     let snapshot_id = created.snapshot_id;
-    exact(&SnapshotRestoreRequest { snapshot_id: snapshot_id.clone() }, json!({"snapshot_id": SNAPSHOT}));
+    let restore = SnapshotRestoreRequest { snapshot_id: snapshot_id.clone(), timeout_s: None };
+    exact(&restore, json!({"snapshot_id": SNAPSHOT}));
+    exact(
+        &SnapshotRestoreRequest { timeout_s: Some(90), ..restore },
+        json!({"snapshot_id": SNAPSHOT, "timeout_s": 90}),
+    );
     exact(&SnapshotDeleteRequest { snapshot_id: snapshot_id.clone() }, json!({"snapshot_id": SNAPSHOT}));
     exact(
         &SnapshotDeleteResponse { snapshot_id, status: SnapshotDeleteStatus::Deleted },
@@ -198,6 +205,7 @@ fn a_sandbox_in_the_list_shows_only_what_there_is() {
         vmm: "qemu".to_owned(),
         snapshot_id: None,
         created_unix_s: 1_795_435_200,
+        expires_unix_s: None,
         pid: None,
         guest_address: [172, 16, 0, 2].into(),
         host_address: [198, 18, 0, 2].into(),
@@ -206,7 +214,33 @@ fn a_sandbox_in_the_list_shows_only_what_there_is() {
         "guest_address": "172.16.0.2", "host_address": "198.18.0.2"});
     exact(&info, shape.clone());
     shape["snapshot_id"] = json!(SNAPSHOT);
-    exact(&SandboxInfo { snapshot_id: Some(SNAPSHOT.parse().unwrap()), ..info }, shape);
+    shape["expires_unix_s"] = json!(1_795_435_290_u64);
+    let (snapshot_id, expires_unix_s) = (Some(SNAPSHOT.parse().unwrap()), Some(1_795_435_290));
+    exact(&SandboxInfo { snapshot_id, expires_unix_s, ..info }, shape);
+}
+
+#[test]
+fn an_event_says_only_what_there_is_to_say() {
+    let swept = Event { seq: 7, unix_ms: 1, ..Event::new(EventKind::Swept, Some(ID.parse().unwrap())) };
+    let mut shape = json!({"seq": 7, "unix_ms": 1, "event": "swept", "sandbox_id": ID});
+    exact(&swept, shape.clone());
+    shape["exit_code"] = json!(3);
+    shape["duration_us"] = json!(1500);
+    shape["event"] = json!("exec");
+    exact(&Event { event: EventKind::Exec, exit_code: Some(3), duration_us: Some(1500), ..swept }, shape);
+    for kind in [
+        EventKind::Created,
+        EventKind::Ready,
+        EventKind::Exec,
+        EventKind::Snapshot,
+        EventKind::Expired,
+        EventKind::Crashed,
+        EventKind::Destroyed,
+        EventKind::Swept,
+        EventKind::Lost,
+    ] {
+        exact(&kind, json!(kind.as_str()));
+    }
 }
 
 prop_compose! {

@@ -129,7 +129,8 @@ impl Client {
     /// # Errors
     /// As of [`Client::create`]; [`Client::sandboxes`] has the sandbox whose id got lost, by its snapshot.
     pub async fn restore(&self, id: &SnapshotId) -> Result<Created, ClientError> {
-        self.make(Call::SnapshotRestore, &SnapshotRestoreRequest { snapshot_id: id.clone() }).await
+        let request = SnapshotRestoreRequest { snapshot_id: id.clone(), timeout_s: None };
+        self.make(Call::SnapshotRestore, &request).await
     }
 
     /// `POST /snapshot/delete`: sandboxes restored from it are not touched.

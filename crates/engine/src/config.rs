@@ -53,6 +53,10 @@ pub struct EngineConfig {
     pub queue_timeout: Duration,
     /// Most sandboxes at once.
     pub max_sandboxes: usize,
+    /// Lifetime of a sandbox whose creator asks for none; none: without a limit.
+    pub sandbox_timeout: Option<Duration>,
+    /// Longest lifetime that may be asked for; none: [`crate::LONGEST_LIFETIME`].
+    pub sandbox_timeout_max: Option<Duration>,
     /// vsock port of the agent.
     pub vsock_port: u32,
     /// From the start of the microVM to the agent's first answer.

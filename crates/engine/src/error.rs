@@ -7,13 +7,22 @@ use manta_api::{SandboxId, SandboxState, SnapshotId};
 use thiserror::Error;
 
 use crate::agent::Output;
+use crate::ending::Ending;
 
 /// A request that failed.
 #[derive(Debug, Error)]
 pub enum EngineError {
-    /// No such sandbox now; perhaps it was destroyed.
+    /// No such sandbox, as far as is remembered.
     #[error("there is no sandbox {0}")]
     NotFound(SandboxId),
+    /// There was such a sandbox, not long ago.
+    #[error("there is no sandbox {id} any more: it {ending}")]
+    Gone {
+        /// Which.
+        id: SandboxId,
+        /// Why.
+        ending: Ending,
+    },
     /// The sandbox exists but cannot do this now.
     #[error("sandbox {id} is {}{}", state_name(*state), reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default())]
     NotRunning {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use manta_agent_proto::{Exec, ExecExit, Program};
-use manta_api::SandboxId;
+use manta_api::{Event, EventKind, SandboxId};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{AgentError, ExecOutput, Output, Session, excerpt};
@@ -82,4 +82,24 @@ pub(crate) async fn run(
             Err(EngineError::GuestGone { id, reason, output })
         }
     }
+}
+
+/// What the event log says of a command that ended, or of one whose client hung up: never what it was, or printed.
+pub(crate) fn event(
+    id: &SandboxId,
+    took: Duration,
+    outcome: Option<&Result<ExecOutput, EngineError>>,
+) -> Event {
+    let (exit_code, reason) = match outcome {
+        Some(Ok(ran)) => (Some(ran.exit_code), None),
+        Some(Err(EngineError::Destroyed { .. })) => (None, Some("sandbox_destroyed")),
+        Some(Err(EngineError::ExecTimeout { .. })) => (None, Some("exec_timeout")),
+        Some(Err(EngineError::GuestTimeout { .. })) => (None, Some("guest_timeout")),
+        Some(Err(EngineError::GuestGone { .. })) => (None, Some("guest_gone")),
+        Some(Err(_)) => (None, Some("refused")),
+        None => (None, Some("hung_up")),
+    };
+    let duration_us = u64::try_from(took.as_micros()).ok();
+    let reason = reason.map(str::to_owned);
+    Event { duration_us, exit_code, reason, ..Event::new(EventKind::Exec, Some(id.clone())) }
 }

@@ -9,12 +9,15 @@ mod artifacts;
 mod config;
 mod confine;
 mod dirs;
+mod ending;
 mod engine;
 mod error;
+mod events;
 mod exec;
 mod fingerprint;
 mod guest;
 mod lifecycle;
+mod lifetime;
 mod metrics;
 mod pool;
 mod resources;
@@ -30,9 +33,12 @@ mod timing;
 pub use self::metrics::describe as describe_metrics;
 pub use agent::{ExecOutput, Output};
 pub use config::EngineConfig;
+pub use ending::Ending;
 pub use engine::{Engine, Pools, ShutdownReport};
 pub use error::{EngineError, StartError};
+pub use events::EventReader;
 pub use exec::ExecSpec;
+pub use lifetime::LONGEST_LIFETIME;
 pub use pool::PoolStatus;
 pub use snapshots::{
     GcReport, LockedSnapshotDir, OfflineError, RemovedSnapshot, SavedMachine, SavedSnapshot, SnapshotDir,

@@ -1,10 +1,10 @@
 //! The life of a sandbox, and what may be asked of it when.
 //!
 //! ```text
-//!              create()            destroy()/shutdown
+//!              create()            destroy()/expiry/shutdown
 //!   Creating ──────────▶ Running ─────────────────────▶ Stopping ──▶ Stopped
 //!      │                    │                               ▲
-//!      │ boot failed        │ microVM or agent died         │ destroy()
+//!      │ boot failed        │ microVM or agent died         │ destroy()/expiry
 //!      ▼                    ▼                               │
 //!   Stopped              Failed ────────────────────────────┘
 //! ```
@@ -13,11 +13,12 @@
 //! - Creating → Stopped: it did not; the creator gets the error, nothing is left.
 //! - Running → Failed: the microVM ended on its own. What it used on the host is released at once;
 //!   the entry stays, with the reason, until it is destroyed.
-//! - Running/Failed → Stopping → Stopped: destroyed. Running commands may drain first.
+//! - Running/Failed → Stopping → Stopped: destroyed by request, at the end of its lifetime, or with the server. Running
+//!   commands may drain first.
 
 use manta_api::SandboxState;
 
-/// Whether a command may be run in this state. Destroying is allowed in every state: it is idempotent.
+/// Whether in this state a command may be run, a snapshot be taken, the lifetime be set. Destroying is allowed in every state: it is idempotent.
 pub(crate) fn takes_commands(state: SandboxState) -> bool {
     state == SandboxState::Running
 }

@@ -1,20 +1,23 @@
 //! One sandbox: a task that owns its resources, and the handle others talk to it through.
 //! The life it leads is drawn in [`crate::lifecycle`].
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use manta_api::{SandboxId, SandboxInfo, SandboxState};
+use manta_api::{Event, EventKind, SandboxId, SandboxInfo, SandboxState};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::admission::Place;
-use crate::agent::ExecOutput;
+use crate::agent::{ExecOutput, excerpt};
+use crate::ending::Ending;
 use crate::error::EngineError;
 use crate::exec::{self, ExecSpec};
 use crate::lifecycle::takes_commands;
+use crate::lifetime::Lifetime;
 use crate::resources::{Death, Resources, Start};
 use crate::shared::Shared;
 use crate::snapshots::{Order, Stored, take};
@@ -31,11 +34,14 @@ const MAX_JOBS: usize = manta_agent_proto::MAX_STREAMS;
 
 /// Who waits for an outcome.
 pub(crate) type Answer<T> = oneshot::Sender<Result<T, EngineError>>;
+/// Called with what ended a sandbox when it is gone.
+pub(crate) type Ended = Box<dyn FnOnce(Ending) + Send>;
 
 /// What somebody wants of a running sandbox.
 enum Ask {
     Exec(Box<ExecSpec>, Clock, Answer<ExecOutput>),
     Snapshot(Order, Answer<Arc<Stored>>),
+    Extend(Duration, Answer<SandboxInfo>),
 }
 
 impl Ask {
@@ -44,6 +50,7 @@ impl Ask {
         match self {
             Self::Exec(_, _, answer) => drop(answer.send(Err(error))),
             Self::Snapshot(_, answer) => drop(answer.send(Err(error))),
+            Self::Extend(_, answer) => drop(answer.send(Err(error))),
         }
     }
 }
@@ -53,6 +60,8 @@ impl Ask {
 pub(crate) struct Creator {
     pub(crate) answer: Answer<()>,
     pub(crate) clock: Clock,
+    /// From when it is handed out; none: without a limit.
+    pub(crate) lifetime: Option<Duration>,
 }
 
 /// Talks to a sandbox's task.
@@ -61,6 +70,7 @@ pub(crate) struct Handle {
     asks: mpsc::Sender<Ask>,
     info: watch::Receiver<SandboxInfo>,
     leave: CancellationToken,
+    requested: Arc<AtomicBool>,
     /// Where the time went when it was destroyed; there before its state is [`SandboxState::Stopped`].
     destroyed: Arc<OnceLock<Timings>>,
 }
@@ -74,13 +84,15 @@ impl Handle {
         shared: Shared,
         place: Place,
         creator: Creator,
-        ended: Box<dyn FnOnce() + Send>,
+        ended: Ended,
     ) -> Self {
         let id = info.id.clone();
+        let (sandbox_id, snapshot_id) = (Some(id.clone()), info.snapshot_id.clone());
+        shared.events.emit(Event { snapshot_id, ..Event::new(EventKind::Created, sandbox_id) });
         let (asks, queue) = mpsc::channel(64);
         let (publish, info_receiver) = watch::channel(info);
         let leave = shared.stop.child_token();
-        let destroyed = Arc::default();
+        let (destroyed, requested) = (Arc::default(), Arc::default());
         let task = Task {
             id,
             start,
@@ -91,13 +103,15 @@ impl Handle {
             doomed: CancellationToken::new(),
             queue,
             leave: leave.clone(),
+            requested: Arc::clone(&requested),
+            lifetime: Lifetime::default(),
             shared,
             place: Some(place),
             destroyed: Arc::clone(&destroyed),
         };
         let tracker = task.shared.tasks.clone();
         tracker.spawn(task.live(creator, ended));
-        Self { asks, info: info_receiver, leave, destroyed }
+        Self { asks, info: info_receiver, leave, requested, destroyed }
     }
 
     pub(crate) fn info(&self) -> SandboxInfo {
@@ -123,6 +137,11 @@ impl Handle {
         self.ask(|answer| Ask::Snapshot(order, answer)).await
     }
 
+    /// Has it live for `limit` from now on.
+    pub(crate) async fn extend(&self, limit: Duration) -> Result<SandboxInfo, EngineError> {
+        self.ask(|answer| Ask::Extend(limit, answer)).await
+    }
+
     async fn ask<T>(&self, ask: impl FnOnce(Answer<T>) -> Ask) -> Result<T, EngineError> {
         let (answer, answered) = oneshot::channel();
         if self.asks.send(ask(answer)).await.is_err() {
@@ -133,6 +152,7 @@ impl Handle {
 
     /// Completes when the sandbox and all it used are gone; tells where the time went.
     pub(crate) async fn destroy(&self) -> Timings {
+        self.requested.store(true, Ordering::Release);
         self.leave.cancel();
         let mut info = self.info.clone();
         // An error means that the task is gone, and the sandbox with it.
@@ -155,6 +175,9 @@ struct Task {
     queue: mpsc::Receiver<Ask>,
     /// Somebody wants the sandbox gone.
     leave: CancellationToken,
+    /// Whoever that is asked for it, and did not just hang up.
+    requested: Arc<AtomicBool>,
+    lifetime: Lifetime,
     shared: Shared,
     /// Its place among all sandboxes; a failed one keeps it until it is destroyed.
     place: Option<Place>,
@@ -162,27 +185,36 @@ struct Task {
 }
 
 impl Task {
-    async fn live(mut self, creator: Creator, ended: Box<dyn FnOnce() + Send>) {
-        let Creator { answer: created, clock } = creator;
+    async fn live(mut self, creator: Creator, ended: Ended) {
+        let Creator { answer: created, clock, lifetime } = creator;
         match self.bring_up(&clock).await {
             Ok(()) => {
                 let (pid, address) = (self.resources.pid(), self.resources.host_address());
+                let expires_unix_s = lifetime.map(|limit| self.lifetime.set(limit));
                 self.info.send_modify(|info| {
                     info.state = SandboxState::Running;
+                    info.expires_unix_s = expires_unix_s;
                     info.pid = pid;
                     info.host_address = address.unwrap_or(info.host_address);
                 });
+                if !created.is_closed() {
+                    self.shared.events.emit_plain(EventKind::Ready, &self.id);
+                }
                 // A creator that is gone has cancelled `leave`.
                 let _ = created.send(Ok(()));
                 self.serve().await;
-                let clock = Clock::start();
-                self.drain().await;
-                self.end(false, clock, ended).await;
+                let (clock, ending) = (Clock::start(), self.ending());
+                if ending == Ending::Expired {
+                    self.shared.events.emit_plain(EventKind::Expired, &self.id);
+                }
+                self.drain(&ending).await;
+                self.end(false, clock, ending, ended).await;
             }
             Err(error) => {
                 warn!(sandbox_id = %self.id, %error, "not created");
                 let keep = self.shared.config.keep_failed && matches!(error, EngineError::BootFailed { .. });
-                self.end(keep, Clock::start(), ended).await;
+                let ending = self.ending();
+                self.end(keep, Clock::start(), ending, ended).await;
                 // Whoever is told may try again at once.
                 drop(self.place.take());
                 let _ = created.send(Err(error));
@@ -212,6 +244,7 @@ impl Task {
             let death = loop {
                 tokio::select! {
                     () = self.leave.cancelled() => return,
+                    () = self.lifetime.ended() => return,
                     death = &mut death => break death,
                     Some(ask) = self.queue.recv() => self.begin(ask),
                 }
@@ -225,44 +258,68 @@ impl Task {
                     end.reason
                 }
                 Death::Session(end) => match self.reconnect().await {
-                    Ok(()) => {
+                    None => return,
+                    Some(Ok(())) => {
                         warn!(sandbox_id = %self.id, end.reason, "the session with the agent was lost and begun anew");
                         reconnected = Some(Instant::now());
                         continue;
                     }
-                    Err(error) => format!("{}; another session: {error}", end.reason),
+                    Some(Err(error)) => format!("{}; another session: {error}", end.reason),
                 },
             };
             self.fail(reason).await;
         }
     }
 
-    async fn reconnect(&mut self) -> Result<(), String> {
+    /// None when the sandbox is to go meanwhile.
+    async fn reconnect(&mut self) -> Option<Result<(), String>> {
         tokio::select! {
-            connected = self.resources.reconnect(&self.shared) => connected,
-            () = self.leave.cancelled() => Err("it is being destroyed".to_owned()),
+            connected = self.resources.reconnect(&self.shared) => Some(connected),
+            () = self.leave.cancelled() => None,
+            () = self.lifetime.ended() => None,
+        }
+    }
+
+    /// What ends it, when it is to go.
+    fn ending(&self) -> Ending {
+        let info = self.info.borrow();
+        if info.state == SandboxState::Failed {
+            Ending::Crashed(excerpt(info.reason.as_deref().unwrap_or_default()))
+        } else if self.requested.load(Ordering::Acquire) {
+            Ending::Requested
+        } else if self.shared.stop.is_cancelled() {
+            Ending::Shutdown
+        } else if self.leave.is_cancelled() {
+            Ending::Abandoned
+        } else if self.lifetime.has_ended() {
+            Ending::Expired
+        } else {
+            Ending::NotCreated
         }
     }
 
     /// Does what is asked, beside everything else, if the state allows it.
-    fn begin(&self, ask: Ask) {
+    fn begin(&mut self, ask: Ask) {
         let info = self.info.borrow().clone();
         let subject = self.resources.subject().filter(|_| takes_commands(info.state));
         let Some(subject) = subject else { return ask.refuse(not_running(&info)) };
-        if self.jobs.len() >= MAX_JOBS {
+        if self.jobs.len() >= MAX_JOBS && !matches!(ask, Ask::Extend(..)) {
             return ask.refuse(EngineError::SandboxBusy { id: info.id, limit: MAX_JOBS });
         }
         let (shared, doomed) = (self.shared.clone(), self.doomed.clone());
         match ask {
             Ask::Exec(spec, clock, mut answer) => drop(self.jobs.spawn(async move {
                 clock.passed("queue");
-                let session = &subject.session;
+                let (began, session) = (Instant::now(), &subject.session);
                 let outcome = tokio::select! {
                     biased;
-                    () = answer.closed() => return,
-                    outcome = exec::run(&info.id, session, *spec, &shared.config, &doomed, &clock) => outcome,
+                    () = answer.closed() => None,
+                    outcome = exec::run(&info.id, session, *spec, &shared.config, &doomed, &clock) => Some(outcome),
                 };
-                let _ = answer.send(outcome);
+                shared.events.emit(exec::event(&info.id, began.elapsed(), outcome.as_ref()));
+                if let Some(outcome) = outcome {
+                    let _ = answer.send(outcome);
+                }
             })),
             Ask::Snapshot(order, mut answer) => {
                 let saving = self.saving.clone();
@@ -277,12 +334,20 @@ impl Task {
                     take(&info, subject, order, &shared, &doomed, answer).await;
                 });
             }
+            Ask::Extend(limit, answer) => {
+                let expires_unix_s = Some(self.lifetime.set(limit));
+                self.info.send_modify(|info| info.expires_unix_s = expires_unix_s);
+                let _ = answer.send(Ok(SandboxInfo { expires_unix_s, ..info }));
+            }
         }
     }
 
     /// Lets running commands finish for a while, unless the server is going; no new ones start.
-    async fn drain(&mut self) {
-        self.info.send_modify(|info| info.state = SandboxState::Stopping);
+    async fn drain(&mut self, ending: &Ending) {
+        self.info.send_modify(|info| {
+            info.state = SandboxState::Stopping;
+            info.reason.get_or_insert_with(|| ending.as_str().to_owned());
+        });
         self.jobs.close();
         let jobs = self.jobs.clone();
         let drained = tokio::time::timeout(self.shared.config.destroy_drain, jobs.wait());
@@ -300,6 +365,8 @@ impl Task {
     /// The microVM died: give everything back now, keep the entry with the reason.
     async fn fail(&mut self, reason: String) {
         warn!(sandbox_id = %self.id, reason, "the sandbox failed");
+        let crashed = Event::new(EventKind::Crashed, Some(self.id.clone()));
+        self.shared.events.emit(Event { reason: Some(excerpt(&reason)), ..crashed });
         self.info.send_modify(|info| {
             info.state = SandboxState::Failed;
             info.reason = Some(reason);
@@ -309,7 +376,7 @@ impl Task {
         self.resources.tear_down(&self.id, &self.shared, false).await;
     }
 
-    async fn end(&mut self, keep_dir: bool, clock: Clock, ended: Box<dyn FnOnce() + Send>) {
+    async fn end(&mut self, keep_dir: bool, clock: Clock, ending: Ending, ended: Ended) {
         self.info.send_modify(|info| info.state = SandboxState::Stopping);
         self.doomed.cancel();
         self.jobs.close();
@@ -320,7 +387,10 @@ impl Task {
         }
         clock.passed("drain");
         clock.include(self.resources.tear_down(&self.id, &self.shared, keep_dir).await);
-        ended();
+        let reason = Some(ending.as_str().to_owned());
+        let destroyed = Event::new(EventKind::Destroyed, Some(self.id.clone()));
+        self.shared.events.emit(Event { reason, ..destroyed });
+        ended(ending);
         self.queue.close();
         while let Some(ask) = self.queue.recv().await {
             ask.refuse(not_running(&self.info.borrow()));

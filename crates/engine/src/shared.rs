@@ -13,6 +13,7 @@ use crate::config::EngineConfig;
 use crate::confine::Confinement;
 use crate::dirs::sandboxes;
 use crate::error::EngineError;
+use crate::events::Events;
 use crate::slots::Slots;
 use crate::snapshots::Machine;
 
@@ -25,6 +26,7 @@ pub(crate) struct Shared {
     pub(crate) machine: Arc<Machine>,
     pub(crate) confinement: Confinement,
     pub(crate) slots: Arc<Slots>,
+    pub(crate) events: Events,
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the engine shuts down.
     pub(crate) stop: CancellationToken,

@@ -5,17 +5,22 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use manta_api::{Event, EventKind, SandboxId};
 use manta_host::net::sweep_network;
 use manta_host::process::processes_in;
 use tracing::info;
 
 use crate::dirs::remove_dir;
+use crate::events::Events;
 
 /// How long a killed VMM may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// Removes left-over VMMs, network and directories, in this order.
-pub(crate) fn sweep(sandboxes: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+pub(crate) fn sweep(
+    sandboxes: &Path,
+    events: &Events,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     for stray in processes_in(sandboxes)? {
         info!(pid = stray.pid(), "killing a microVM that a killed server left behind");
         stray.kill_and_wait(KILL_LIMIT)?;
@@ -25,6 +30,13 @@ pub(crate) fn sweep(sandboxes: &Path) -> Result<(), Box<dyn std::error::Error + 
         let dir = entry?.path();
         info!(dir = %dir.display(), "removing a directory that a killed server left behind");
         remove_dir(&dir)?;
+        // Each has the directory of its name, those that waited for the killed server too.
+        let id =
+            dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<SandboxId>().ok());
+        if let Some(id) = id {
+            let reason = Some("left_behind".to_owned());
+            events.emit(Event { reason, ..Event::new(EventKind::Swept, Some(id)) });
+        }
     }
     Ok(())
 }

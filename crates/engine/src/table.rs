@@ -1,13 +1,14 @@
-//! The table of sandboxes: those that exist, and the ids of those that did.
+//! The table of sandboxes: those that exist, and what became of those that did.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use manta_api::{SandboxId, SandboxInfo, SandboxState};
 
-use crate::sandbox::Handle;
+use crate::ending::Ending;
+use crate::sandbox::{Ended, Handle};
 
-/// Destroyed sandboxes remembered, so that a second destroy is told from an unknown id.
+/// Destroyed sandboxes remembered, so that who asks for one is told what became of it.
 const REMEMBERED: usize = 10_000;
 
 #[derive(Debug, Default)]
@@ -16,21 +17,17 @@ pub(crate) struct Table(Mutex<Entries>);
 #[derive(Debug, Default)]
 struct Entries {
     sandboxes: HashMap<SandboxId, Handle>,
-    destroyed: HashSet<SandboxId>,
+    destroyed: HashMap<SandboxId, Ending>,
     destroyed_order: VecDeque<SandboxId>,
 }
 
 impl Table {
     /// Adds the sandbox that `start` starts, and hands it what to call when it is gone: it must be in the
     /// table before that.
-    pub(crate) fn insert(
-        self: &Arc<Self>,
-        id: &SandboxId,
-        start: impl FnOnce(Box<dyn FnOnce() + Send>) -> Handle,
-    ) -> Handle {
+    pub(crate) fn insert(self: &Arc<Self>, id: &SandboxId, start: impl FnOnce(Ended) -> Handle) -> Handle {
         let (table, ended) = (self.clone(), id.clone());
         let mut entries = self.lock();
-        let handle = start(Box::new(move || table.ended(&ended)));
+        let handle = start(Box::new(move |ending| table.ended(&ended, ending)));
         entries.sandboxes.insert(id.clone(), handle.clone());
         handle
     }
@@ -39,16 +36,16 @@ impl Table {
         self.lock().sandboxes.get(id).cloned()
     }
 
-    /// Whether there was such a sandbox, not too long ago.
-    pub(crate) fn was_destroyed(&self, id: &SandboxId) -> bool {
-        self.lock().destroyed.contains(id)
+    /// What became of a sandbox that is gone, if that was not too long ago.
+    pub(crate) fn ending(&self, id: &SandboxId) -> Option<Ending> {
+        self.lock().destroyed.get(id).cloned()
     }
 
     /// A sandbox is gone, with all it used.
-    fn ended(&self, id: &SandboxId) {
+    fn ended(&self, id: &SandboxId, ending: Ending) {
         let mut entries = self.lock();
         entries.sandboxes.remove(id);
-        if entries.destroyed.insert(id.clone()) {
+        if entries.destroyed.insert(id.clone(), ending).is_none() {
             entries.destroyed_order.push_back(id.clone());
         }
         if entries.destroyed_order.len() > REMEMBERED

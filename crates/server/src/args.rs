@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
 use manta_agent_proto::DEFAULT_VSOCK_PORT;
+use manta_engine::LONGEST_LIFETIME;
 
 /// Settings of `manta server`.
 #[derive(Debug, Clone, Args)]
@@ -119,6 +120,12 @@ pub struct ServerArgs {
     /// Writable disk of a sandbox, MiB; takes room on the host only as it fills
     #[arg(long, env = "MANTA_DISK_MIB", value_name = "MANTA_DISK_MIB", default_value = "2048", value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
     pub disk_mib: u32,
+    /// Lifetime of a sandbox whose creator gives no timeout_s; default: the longest allowed, or without a limit
+    #[arg(long, env = "MANTA_SANDBOX_TIMEOUT", value_name = "MANTA_SANDBOX_TIMEOUT", value_parser = lifetime)]
+    pub sandbox_timeout: Option<Duration>,
+    /// Longest lifetime of a sandbox, from its creation or from when it is extended; default: no limit
+    #[arg(long, env = "MANTA_SANDBOX_TIMEOUT_MAX", value_name = "MANTA_SANDBOX_TIMEOUT_MAX", value_parser = lifetime)]
+    pub sandbox_timeout_max: Option<Duration>,
     /// vsock port of the guest agent
     #[arg(long, env = "MANTA_AGENT_PORT", value_name = "MANTA_AGENT_PORT", default_value_t = DEFAULT_VSOCK_PORT, value_parser = clap::value_parser!(u32).range(1..=65_535))]
     pub agent_port: u32,
@@ -179,6 +186,12 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 fn duration_or_zero(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; write it like 500ms, 30s or 2m"))
+}
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let lifetime = duration_or_zero(text)?;
+    let range = Duration::from_secs(1)..=LONGEST_LIFETIME;
+    if range.contains(&lifetime) { Ok(lifetime) } else { Err("must be 1s to 365days".to_owned()) }
 }
 
 fn switch(text: &str) -> Result<bool, String> {

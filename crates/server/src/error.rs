@@ -44,7 +44,7 @@ impl ApiError {
     /// An engine error; `encode` turns what a command printed into text.
     pub(crate) fn from_engine(error: &EngineError, encode: impl Fn(&[u8]) -> String) -> Self {
         let (code, output) = match error {
-            EngineError::NotFound(_) => (ErrorCode::SandboxNotFound, None),
+            EngineError::NotFound(_) | EngineError::Gone { .. } => (ErrorCode::SandboxNotFound, None),
             EngineError::NotRunning { .. } => (ErrorCode::SandboxNotRunning, None),
             EngineError::Destroyed { output, .. } => (ErrorCode::SandboxDestroyed, Some(output)),
             EngineError::GuestGone { output, .. } => (ErrorCode::GuestGone, Some(output)),

@@ -6,6 +6,7 @@ mod doctor;
 mod error;
 mod health;
 mod metrics;
+mod params;
 #[cfg(test)]
 mod readme;
 mod request;

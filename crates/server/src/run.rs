@@ -157,6 +157,11 @@ fn engine_config(args: &ServerArgs) -> Result<(EngineConfig, String), ServerErro
             "MANTA_EXEC_TIMEOUT is longer than MANTA_EXEC_TIMEOUT_MAX".to_owned(),
         ));
     }
+    if args.sandbox_timeout > args.sandbox_timeout_max && args.sandbox_timeout_max.is_some() {
+        return Err(ServerError::Setting(
+            "MANTA_SANDBOX_TIMEOUT is longer than MANTA_SANDBOX_TIMEOUT_MAX".to_owned(),
+        ));
+    }
     let config = EngineConfig {
         vmm: choice.vmm,
         kernel: absolute(&args.kernel_path)?,
@@ -182,6 +187,8 @@ fn engine_config(args: &ServerArgs) -> Result<(EngineConfig, String), ServerErro
         start_width: start_width(args),
         queue_timeout: args.queue_timeout,
         max_sandboxes: args.max_sandboxes.map_or_else(|| fitting(args), usize::from),
+        sandbox_timeout: args.sandbox_timeout,
+        sandbox_timeout_max: args.sandbox_timeout_max,
         vsock_port: args.agent_port,
         agent_wait_timeout: args.agent_wait_timeout,
         agent_dial_timeout: args.agent_dial_timeout,

@@ -104,8 +104,11 @@ fn the_openapi_document_is_the_golden_one() {
         .cloned()
         .collect();
     let snapshots = ["create", "delete", "list", "restore"].map(|route| format!("/snapshot/{route}"));
-    let others = ["/create", "/destroy", "/exec", "/healthz", "/metrics", "/sandboxes"].map(String::from);
-    let expected = [&others[..], &snapshots];
+    let others = ["/create", "/destroy", "/events", "/exec", "/healthz", "/metrics", "/sandboxes"];
+    let one = ["/sandboxes/{id}", "/sandboxes/{id}/extend"];
+    let [others, one] =
+        [&others[..], &one].map(|paths| paths.iter().map(ToString::to_string).collect::<Vec<_>>());
+    let expected = [&others[..], &one, &snapshots];
     assert_eq!(paths, expected.concat());
 }
 

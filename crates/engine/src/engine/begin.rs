@@ -26,19 +26,25 @@ const TURN: Duration = Duration::from_secs(5);
 
 impl Engine {
     /// See [`Engine::create`].
-    pub(super) async fn create_timed(&self, clock: &Clock) -> Result<SandboxId, EngineError> {
+    pub(super) async fn create_timed(
+        &self,
+        lifetime: Option<Duration>,
+        clock: &Clock,
+    ) -> Result<SandboxId, EngineError> {
         let _busy = self.foreground.enter();
-        let Some(golden) = self.template.current() else { return self.begin(Start::Boot, clock).await };
-        if let Some(id) = self.claim(&golden, true, clock).await? {
+        let Some(golden) = self.template.current() else {
+            return self.begin(Start::Boot, lifetime, clock).await;
+        };
+        if let Some(id) = self.claim(&golden, true, lifetime, clock).await? {
             return Ok(id);
         }
         let checked = golden.clone();
         if let Err(error) = blocking(move || checked.check()).await {
             self.give_up_golden(error.to_string());
-            return self.begin(Start::Boot, clock).await;
+            return self.begin(Start::Boot, lifetime, clock).await;
         }
         clock.passed("check");
-        let outcome = self.begin(Start::Restore(golden), clock).await;
+        let outcome = self.begin(Start::Restore(golden), lifetime, clock).await;
         let judged = match &outcome {
             Ok(_) => self.template.restored(true),
             Err(EngineError::BootFailed { .. }) => self.template.restored(false),
@@ -54,15 +60,16 @@ impl Engine {
     pub(super) async fn restore_timed(
         &self,
         id: &SnapshotId,
+        lifetime: Option<Duration>,
         clock: &Clock,
     ) -> Result<SandboxId, EngineError> {
         let _busy = self.foreground.enter();
         let stored = self.stored(id).await?;
         clock.passed("check");
-        if let Some(id) = self.claim(&stored, false, clock).await? {
+        if let Some(id) = self.claim(&stored, false, lifetime, clock).await? {
             return Ok(id);
         }
-        let restored = self.begin(Start::Restore(stored), clock).await;
+        let restored = self.begin(Start::Restore(stored), lifetime, clock).await;
         if restored.is_err() {
             // When it was deleted meanwhile, that is the reason.
             self.stored(id).await?;
@@ -81,6 +88,7 @@ impl Engine {
         &self,
         of: &Arc<Stored>,
         is_golden: bool,
+        lifetime: Option<Duration>,
         clock: &Clock,
     ) -> Result<Option<SandboxId>, EngineError> {
         let place = self.admission.place()?;
@@ -88,7 +96,7 @@ impl Engine {
             return Ok(None);
         };
         clock.claimed(PoolUse::Hit);
-        match self.bring_up(id, Start::Restore(of.clone()), resources, place, clock).await {
+        match self.bring_up(id, Start::Restore(of.clone()), lifetime, resources, place, clock).await {
             Ok(id) => Ok(Some(id)),
             Err(error @ EngineError::BootFailed { .. }) => {
                 warn!(%error, "a sandbox that waited is of no use; another is made");
@@ -100,7 +108,12 @@ impl Engine {
     }
 
     /// Brings up a sandbox when it is its turn.
-    pub(super) async fn begin(&self, start: Start, clock: &Clock) -> Result<SandboxId, EngineError> {
+    pub(super) async fn begin(
+        &self,
+        start: Start,
+        lifetime: Option<Duration>,
+        clock: &Clock,
+    ) -> Result<SandboxId, EngineError> {
         let place = self.admission.place()?;
         self.warm.places_changed();
         let turn = self.admission.turn().await?;
@@ -114,7 +127,7 @@ impl Engine {
             Some(Member { id, resources, .. }) => (id, resources),
             None => (SandboxId::from_random(random()?), Resources::default()),
         };
-        let begun = self.bring_up_or_again(id, start, resources, place, clock);
+        let begun = self.bring_up_or_again(id, start, lifetime, resources, place, clock);
         let mut begun = std::pin::pin!(begun);
         tokio::select! {
             outcome = &mut begun => return outcome,
@@ -129,17 +142,19 @@ impl Engine {
         &self,
         id: SandboxId,
         start: Start,
+        lifetime: Option<Duration>,
         resources: Resources,
         place: Place,
         clock: &Clock,
     ) -> Result<SandboxId, EngineError> {
         let is_restore = matches!(start, Start::Restore(_));
-        match self.bring_up(id, start.clone(), resources, place, clock).await {
+        match self.bring_up(id, start.clone(), lifetime, resources, place, clock).await {
             Err(error @ EngineError::BootFailed { ended: true, .. }) if is_restore => {
                 warn!(%error, "the microVM of a new sandbox died; another is made");
                 clock.passed("lost");
                 let id = SandboxId::from_random(random()?);
-                self.bring_up(id, start, Resources::default(), self.admission.place()?, clock).await
+                let place = self.admission.place()?;
+                self.bring_up(id, start, lifetime, Resources::default(), place, clock).await
             }
             outcome => outcome,
         }
@@ -149,6 +164,7 @@ impl Engine {
         &self,
         id: SandboxId,
         start: Start,
+        lifetime: Option<Duration>,
         mut resources: Resources,
         place: Place,
         clock: &Clock,
@@ -167,12 +183,13 @@ impl Engine {
                 Start::Boot => None,
             },
             created_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            expires_unix_s: None,
             pid: None,
             guest_address: GUEST.address,
             host_address: Ipv4Addr::UNSPECIFIED,
         };
         let (answer, outcome) = oneshot::channel();
-        let creator = Creator { answer, clock: clock.clone() };
+        let creator = Creator { answer, clock: clock.clone(), lifetime };
         let shared = self.shared.clone();
         let handle = self
             .table

@@ -20,8 +20,10 @@ use crate::config::EngineConfig;
 use crate::confine::Confinement;
 use crate::dirs::{self, make_dir, sandboxes};
 use crate::error::{EngineError, StartError};
+use crate::events::{EventReader, Events};
 use crate::exec::ExecSpec;
 use crate::fingerprint;
+use crate::lifetime;
 use crate::metrics;
 use crate::pool::{Foreground, PoolStatus, PreparedVms, WarmPool};
 use crate::resources::Start;
@@ -37,10 +39,15 @@ use crate::timing::{Clock, Operation, Timed, Timings};
 /// Longest a shutdown waits for sandboxes to go.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
 
+/// Longest it then waits for the last events to be in the log.
+const LOG_LIMIT: Duration = Duration::from_secs(1);
+
 /// Makes, lists, uses and destroys sandboxes.
 #[derive(Debug)]
 pub struct Engine {
     shared: Shared,
+    /// Writes events to the log; ends after all else.
+    logging: TaskTracker,
     table: Arc<Table>,
     admission: Arc<Admission>,
     foreground: Arc<Foreground>,
@@ -91,7 +98,9 @@ impl Engine {
                 return Err(StartError::NoReflink(config.work_dir.clone()));
             }
         }
-        sweep(&sandboxes(&config)).map_err(StartError::host("remove what a killed server left behind"))?;
+        let events = Events::default();
+        sweep(&sandboxes(&config), &events)
+            .map_err(StartError::host("remove what a killed server left behind"))?;
         let artifacts = Artifacts::prepare(&config)?;
         let machine = fingerprint::machine(&config, &artifacts)
             .map_err(StartError::host("take the fingerprint of what snapshots depend on"))?;
@@ -124,9 +133,12 @@ impl Engine {
             machine: Arc::new(machine),
             confinement,
             slots: slots.clone(),
+            events,
             tasks: TaskTracker::new(),
             stop,
         };
+        let logging = TaskTracker::new();
+        logging.spawn(shared.events.clone().log());
         shared.tasks.spawn(slots.keep_full(shared.stop.clone()));
         let prepared = PreparedVms::new(shared.config.vmm_pool_size);
         shared.tasks.spawn(prepared.clone().keep_full(shared.clone()));
@@ -136,6 +148,7 @@ impl Engine {
         shared.tasks.spawn(warm.clone().keep_full(shared.clone()));
         Ok(Self {
             shared,
+            logging,
             table: Arc::default(),
             admission,
             foreground,
@@ -172,7 +185,7 @@ impl Engine {
         let (templates, machine) = (self.templates.clone(), self.shared.machine.clone());
         if let Some(stored) = blocking(move || templates.golden(&machine)).await? {
             // Its memory is too large to be hashed, so it is tried.
-            match self.begin(Start::Restore(stored.clone()), &Clock::start()).await {
+            match self.begin(Start::Restore(stored.clone()), None, &Clock::start()).await {
                 Ok(id) => {
                     info!(snapshot_id = %stored.manifest.id, "golden snapshot found");
                     self.destroy(&id).await?;
@@ -187,20 +200,24 @@ impl Engine {
             }
         }
         info!("making the golden snapshot");
-        let id = self.begin(Start::Boot, &Clock::start()).await?;
+        let id = self.begin(Start::Boot, None, &Clock::start()).await?;
         let made = golden::make(&self.handle(&id)?, self.templates.clone()).await;
         self.destroy(&id).await?;
         made
     }
 
-    /// A new sandbox, ready for commands. Dropping this takes apart what was begun.
+    /// A new sandbox, ready for commands, which is destroyed after `timeout`, or the engine's default. Dropping this
+    /// takes apart what was begun.
     ///
     /// # Errors
-    /// [`EngineError::HostFull`], [`EngineError::Overloaded`], [`EngineError::ShuttingDown`],
+    /// [`EngineError::BadRequest`], [`EngineError::HostFull`], [`EngineError::Overloaded`], [`EngineError::ShuttingDown`],
     /// [`EngineError::BootFailed`] or [`EngineError::Host`]; nothing is left of it then.
-    pub async fn create(&self) -> Timed<SandboxId> {
+    pub async fn create(&self, timeout: Option<Duration>) -> Timed<SandboxId> {
         let clock = Clock::start();
-        let outcome = self.create_timed(&clock).await;
+        let outcome = match lifetime::of_new(timeout, &self.shared.config) {
+            Ok(lifetime) => self.create_timed(lifetime, &clock).await,
+            Err(error) => Err(error),
+        };
         clock.finish(Operation::Create, outcome)
     }
 
@@ -209,9 +226,12 @@ impl Engine {
     /// # Errors
     /// As [`Self::create`], and [`EngineError::SnapshotNotFound`], [`EngineError::SnapshotIncompatible`] or
     /// [`EngineError::SnapshotDamaged`].
-    pub async fn restore(&self, id: &SnapshotId) -> Timed<SandboxId> {
+    pub async fn restore(&self, id: &SnapshotId, timeout: Option<Duration>) -> Timed<SandboxId> {
         let clock = Clock::start();
-        let outcome = self.restore_timed(id, &clock).await;
+        let outcome = match lifetime::of_new(timeout, &self.shared.config) {
+            Ok(lifetime) => self.restore_timed(id, lifetime, &clock).await,
+            Err(error) => Err(error),
+        };
         clock.finish(Operation::Restore, outcome)
     }
 
@@ -296,16 +316,40 @@ impl Engine {
     /// went; nowhere, when it was gone already.
     ///
     /// # Errors
-    /// [`EngineError::NotFound`] for an id that never was.
+    /// [`EngineError::NotFound`] for an id that never was, or was long ago.
     pub async fn destroy(&self, id: &SandboxId) -> Result<Timings, EngineError> {
         match self.handle(id) {
             Ok(handle) => {
                 let _busy = self.foreground.enter();
                 Ok(handle.destroy().await)
             }
-            Err(_) if self.table.was_destroyed(id) => Ok(Timings::default()),
+            Err(EngineError::Gone { .. }) => Ok(Timings::default()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Has a running sandbox live for `timeout` from now on, whatever was said before.
+    ///
+    /// # Errors
+    /// [`EngineError::BadRequest`], [`EngineError::NotFound`], [`EngineError::Gone`] or [`EngineError::NotRunning`].
+    pub async fn extend(&self, id: &SandboxId, timeout: Duration) -> Result<SandboxInfo, EngineError> {
+        let limit = lifetime::of_extended(timeout, &self.shared.config)?;
+        self.handle(id)?.extend(limit).await
+    }
+
+    /// One sandbox.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`] or [`EngineError::Gone`].
+    pub fn info(&self, id: &SandboxId) -> Result<SandboxInfo, EngineError> {
+        self.handle(id).map(|handle| handle.info())
+    }
+
+    /// What happened after event number `since`, or since as long as is kept; with `follow` also what is still to
+    /// happen, until the engine has shut down; to one sandbox, if it is named.
+    #[must_use]
+    pub fn events(&self, since: Option<u64>, follow: bool, of: Option<SandboxId>) -> EventReader {
+        self.shared.events.reader(since, follow, of)
     }
 
     /// All sandboxes, oldest first.
@@ -348,6 +392,10 @@ impl Engine {
             let left = self.table.len();
             report.problems.push(format!("{left} sandboxes did not end in time"));
         }
+        self.shared.events.close();
+        self.logging.close();
+        // Whoever keeps the log may not read it any more.
+        let _ = tokio::time::timeout(LOG_LIMIT, self.logging.wait()).await;
         match self.shared.slots.close().await.map(Arc::try_unwrap) {
             Some(Ok(host)) => {
                 if let Err(error) = host.tear_down() {
@@ -362,6 +410,9 @@ impl Engine {
     }
 
     fn handle(&self, id: &SandboxId) -> Result<Handle, EngineError> {
-        self.table.get(id).ok_or_else(|| EngineError::NotFound(id.clone()))
+        self.table.get(id).ok_or_else(|| match self.table.ending(id) {
+            Some(ending) => EngineError::Gone { id: id.clone(), ending },
+            None => EngineError::NotFound(id.clone()),
+        })
     }
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use manta_api::{SandboxInfo, SandboxState};
+use manta_api::{Event, EventKind, SandboxInfo, SandboxState};
 use manta_host::disk::clone_file;
 use manta_vmm::{BoxFuture, MicroVm, SnapshotFiles};
 use tokio::sync::oneshot;
@@ -56,6 +56,13 @@ pub(crate) async fn take(
 ) {
     let store = order.store.clone();
     let taken = save(info, subject, order, shared, doomed, || answer.is_closed()).await;
+    // Before the answer, so that who has that finds the event.
+    if let Ok(stored) = &taken
+        && !answer.is_closed()
+    {
+        let snapshot_id = Some(stored.manifest.id.clone());
+        shared.events.emit(Event { snapshot_id, ..Event::new(EventKind::Snapshot, Some(info.id.clone())) });
+    }
     if let Err(Ok(unwanted)) = answer.send(taken) {
         let deleted = spawn_blocking(move || store.delete(&unwanted.manifest.id)).await;
         warn!(sandbox_id = %info.id, ?deleted, "nobody waited for a snapshot: it is deleted again");

@@ -1,5 +1,6 @@
 //! The routes, and the OpenAPI document made from them.
 
+mod events;
 mod exec;
 mod sandboxes;
 mod snapshots;
@@ -42,6 +43,9 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(exec::exec))
         .routes(routes!(sandboxes::destroy))
         .routes(routes!(sandboxes::list))
+        .routes(routes!(sandboxes::info))
+        .routes(routes!(sandboxes::extend))
+        .routes(routes!(events::events))
         .routes(routes!(snapshots::create))
         .routes(routes!(snapshots::restore))
         .routes(routes!(snapshots::list))

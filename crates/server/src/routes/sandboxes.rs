@@ -1,13 +1,17 @@
-//! Making, listing and destroying sandboxes.
+//! Making, listing, extending and destroying sandboxes.
+
+use std::time::Duration;
 
 use axum::extract::State;
 use manta_api::{
-    CreateRequest, CreateResponse, DestroyRequest, DestroyResponse, DestroyStatus, ErrorBody, SandboxList,
+    CreateRequest, CreateResponse, DestroyRequest, DestroyResponse, DestroyStatus, ErrorBody, ExtendRequest,
+    SandboxInfo, SandboxList,
 };
 
 use super::AppState;
 use crate::body::{Json, OptionalJson};
 use crate::error::ApiError;
+use crate::params::SandboxPath;
 use crate::request::about;
 use crate::server_timing::ServerTiming;
 
@@ -20,7 +24,7 @@ use crate::server_timing::ServerTiming;
         (status = 200, body = CreateResponse, headers(
             ("Server-Timing" = String, description = "Where the time went: stages in order and their total, milliseconds (W3C Server Timing)"),
         )),
-        (status = 400, body = ErrorBody),
+        (status = 400, body = ErrorBody, description = "also when `timeout_s` is out of range"),
         (status = 409, body = ErrorBody, description = "`sandbox_not_running`: destroyed before it was ready"),
         (status = 413, body = ErrorBody),
         (status = 415, body = ErrorBody),
@@ -31,9 +35,10 @@ use crate::server_timing::ServerTiming;
 )]
 pub(super) async fn create(
     State(state): State<AppState>,
-    OptionalJson(CreateRequest {}): OptionalJson<CreateRequest>,
+    OptionalJson(CreateRequest { timeout_s }): OptionalJson<CreateRequest>,
 ) -> Result<(ServerTiming, axum::Json<CreateResponse>), ApiError> {
-    let (timing, sandbox_id) = ServerTiming::split(state.engine.create().await, ApiError::from)?;
+    let created = state.engine.create(timeout_s.map(Duration::from_secs)).await;
+    let (timing, sandbox_id) = ServerTiming::split(created, ApiError::from)?;
     about(&sandbox_id);
     Ok((timing, axum::Json(CreateResponse { sandbox_id })))
 }
@@ -70,4 +75,47 @@ pub(super) async fn destroy(
 #[utoipa::path(get, path = "/sandboxes", responses((status = 200, body = SandboxList)))]
 pub(super) async fn list(State(state): State<AppState>) -> axum::Json<SandboxList> {
     axum::Json(SandboxList { sandboxes: state.engine.list() })
+}
+
+/// Shows one sandbox. Of one that is gone the message says why, for some time.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}",
+    params(("id" = String, Path, description = "The sandbox")),
+    responses(
+        (status = 200, body = SandboxInfo),
+        (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody, description = "`sandbox_not_found`"),
+    )
+)]
+pub(super) async fn info(
+    State(state): State<AppState>,
+    SandboxPath(id): SandboxPath,
+) -> Result<axum::Json<SandboxInfo>, ApiError> {
+    about(&id);
+    Ok(axum::Json(state.engine.info(&id)?))
+}
+
+/// Sets a running sandbox's lifetime: from now on that long, whatever was said before.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/extend",
+    params(("id" = String, Path, description = "The sandbox")),
+    request_body = ExtendRequest,
+    responses(
+        (status = 200, body = SandboxInfo),
+        (status = 400, body = ErrorBody, description = "also when `timeout_s` is out of range"),
+        (status = 404, body = ErrorBody, description = "`sandbox_not_found`"),
+        (status = 409, body = ErrorBody, description = "`sandbox_not_running`"),
+        (status = 413, body = ErrorBody),
+        (status = 415, body = ErrorBody),
+    )
+)]
+pub(super) async fn extend(
+    State(state): State<AppState>,
+    SandboxPath(id): SandboxPath,
+    Json(request): Json<ExtendRequest>,
+) -> Result<axum::Json<SandboxInfo>, ApiError> {
+    about(&id);
+    Ok(axum::Json(state.engine.extend(&id, Duration::from_secs(request.timeout_s)).await?))
 }

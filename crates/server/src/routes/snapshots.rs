@@ -1,5 +1,7 @@
 //! Saving sandboxes, and making new ones of what was saved.
 
+use std::time::Duration;
+
 use axum::extract::State;
 use manta_api::{
     CreateResponse, ErrorBody, SnapshotCreateRequest, SnapshotCreateResponse, SnapshotDeleteRequest,
@@ -53,7 +55,7 @@ pub(super) async fn create(
         (status = 200, body = CreateResponse, headers(
             ("Server-Timing" = String, description = "Where the time went: stages in order and their total, milliseconds (W3C Server Timing)"),
         )),
-        (status = 400, body = ErrorBody),
+        (status = 400, body = ErrorBody, description = "also when `timeout_s` is out of range"),
         (status = 404, body = ErrorBody, description = "`snapshot_not_found`"),
         (status = 409, body = ErrorBody, description = "`snapshot_incompatible` or `snapshot_damaged`, or \
             `sandbox_not_running`: destroyed before it was ready"),
@@ -68,7 +70,8 @@ pub(super) async fn restore(
     State(state): State<AppState>,
     Json(request): Json<SnapshotRestoreRequest>,
 ) -> Result<(ServerTiming, axum::Json<CreateResponse>), ApiError> {
-    let restored = state.engine.restore(&request.snapshot_id).await;
+    let timeout = request.timeout_s.map(Duration::from_secs);
+    let restored = state.engine.restore(&request.snapshot_id, timeout).await;
     let (timing, sandbox_id) = ServerTiming::split(restored, ApiError::from)?;
     about(&sandbox_id);
     Ok((timing, axum::Json(CreateResponse { sandbox_id })))
