@@ -31,6 +31,8 @@ pub struct ErrorBody {
 pub enum ErrorCode {
     /// 400: the request is not what the route takes.
     BadRequest,
+    /// 401 with `WWW-Authenticate`: no API key was sent, or none that counts.
+    Unauthorized,
     /// 404: no such route.
     NotFound,
     /// 405: the route exists, not with this method.
@@ -50,6 +52,8 @@ pub enum ErrorCode {
     SnapshotIncompatible,
     /// 409: a file of the snapshot is missing or is not as it was written; the text says which.
     SnapshotDamaged,
+    /// 408: the body did not arrive in time.
+    BodyTimeout,
     /// 413: the body is too large.
     BodyTooLarge,
     /// 415: the body is not JSON.
@@ -84,8 +88,10 @@ impl ErrorCode {
     pub fn status(self) -> u16 {
         match self {
             Self::BadRequest => 400,
+            Self::Unauthorized => 401,
             Self::NotFound | Self::SandboxNotFound | Self::SnapshotNotFound => 404,
             Self::MethodNotAllowed => 405,
+            Self::BodyTimeout => 408,
             Self::SandboxNotRunning
             | Self::SandboxDestroyed
             | Self::SnapshotNameTaken

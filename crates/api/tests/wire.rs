@@ -164,11 +164,13 @@ fn errors_are_text_and_code_and_output_only_where_there_is_some() {
 fn codes_and_their_statuses_are_stable() {
     let codes = [
         ("bad_request", 400),
+        ("unauthorized", 401),
         ("not_found", 404),
         ("method_not_allowed", 405),
         ("sandbox_not_found", 404),
         ("sandbox_not_running", 409),
         ("sandbox_destroyed", 409),
+        ("body_timeout", 408),
         ("body_too_large", 413),
         ("unsupported_media_type", 415),
         ("host_full", 503),
