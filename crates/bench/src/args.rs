@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use manta_client::ApiKey;
 
 use crate::PoolArgs;
 
@@ -12,6 +13,9 @@ pub struct CommonArgs {
     /// The server, `http://host[:port]`.
     #[arg(long, value_name = "URL", default_value = "http://localhost:8080")]
     pub endpoint: String,
+    /// The server's API key, if it wants one; better in the environment, where other users do not see it.
+    #[arg(long, env = "MANTA_API_KEY", value_name = "KEY", hide_env_values = true)]
+    pub api_key: Option<ApiKey>,
     /// Measured runs, each with a sandbox of its own.
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     pub iterations: u32,

@@ -14,6 +14,9 @@ pub enum BenchError {
     /// `--endpoint` is not an address.
     #[error("--endpoint")]
     Endpoint(#[source] ClientError),
+    /// `--api-key` cannot be sent.
+    #[error("--api-key")]
+    ApiKey(#[source] ClientError),
     /// Nobody listens there, or does not answer.
     #[error("no server answers at {endpoint}")]
     Unreachable {
@@ -53,9 +56,12 @@ impl BenchError {
                 "start a server with `cargo xtask up` or `manta server`, or name another with --endpoint",
             ),
             Self::Health { .. } => Some("name a Manta server of this version with --endpoint"),
-            Self::Endpoint(_) | Self::Signals(_) | Self::Fixture(_) | Self::Others(_) | Self::Interrupted => {
-                None
-            }
+            Self::Endpoint(_)
+            | Self::ApiKey(_)
+            | Self::Signals(_)
+            | Self::Fixture(_)
+            | Self::Others(_)
+            | Self::Interrupted => None,
         }
     }
 

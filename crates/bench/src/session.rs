@@ -88,7 +88,10 @@ impl<'a> Session<'a> {
         interrupt: &'a Interrupt,
         progress: &'a Progress,
     ) -> Result<Self, BenchError> {
-        let client = Client::new(&args.endpoint, args.timeout).map_err(BenchError::Endpoint)?;
+        let mut client = Client::new(&args.endpoint, args.timeout).map_err(BenchError::Endpoint)?;
+        if let Some(key) = &args.api_key {
+            client = client.with_api_key(key).map_err(BenchError::ApiKey)?;
+        }
         let server = quick(&client, args).health().await.map_err(|source| {
             let endpoint = client.endpoint();
             match source {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, Request, StatusCode};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -18,13 +18,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::endpoint::Endpoint;
-use crate::{Call, ClientError, ServerTiming};
+use crate::{ApiKey, Call, ClientError, ServerTiming};
 
 /// No answer is read beyond this many bytes: room for both outputs of a command at the server's
 /// default limit (4 MiB each), were every byte of them escaped (sixfold).
 pub const ANSWER_LIMIT: usize = 64 << 20;
 
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Less than the 30 s after which the server closes an idle connection, if it is not told otherwise.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 const EXCERPT_CHARS: usize = 200;
 
 /// A server, over connections that are kept open and shared by all clones of the client.
@@ -34,6 +35,7 @@ const EXCERPT_CHARS: usize = 200;
 pub struct Client {
     endpoint: Endpoint,
     timeout: Duration,
+    bearer: Option<HeaderValue>,
     http: legacy::Client<HttpConnector, Full<Bytes>>,
 }
 
@@ -71,7 +73,16 @@ impl Client {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .build(connector);
-        Ok(Self { endpoint, timeout, http })
+        Ok(Self { endpoint, timeout, bearer: None, http })
+    }
+
+    /// The same client, connections included, that sends `key` with each request.
+    ///
+    /// # Errors
+    /// [`ClientError::ApiKey`].
+    pub fn with_api_key(&self, key: &ApiKey) -> Result<Self, ClientError> {
+        let bearer = key.bearer().map_err(|_| ClientError::ApiKey)?;
+        Ok(Self { bearer: Some(bearer), ..self.clone() })
     }
 
     /// The same client, connections included, with another time limit.
@@ -201,9 +212,13 @@ impl Client {
         let request = Request::builder()
             .method(call.method())
             .uri(format!("{}{}", self.endpoint, call.path()))
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::from(body))
-            .map_err(|source| ClientError::Request { call, source })?;
+            .header(CONTENT_TYPE, "application/json");
+        let request = match &self.bearer {
+            Some(bearer) => request.header(AUTHORIZATION, bearer),
+            None => request,
+        };
+        let request =
+            request.body(Full::from(body)).map_err(|source| ClientError::Request { call, source })?;
         let answer = self.http.request(request).await.map_err(|source| {
             let endpoint = self.endpoint();
             if source.is_connect() {

@@ -19,6 +19,9 @@ pub enum ClientError {
         /// What is wrong with it.
         source: EndpointError,
     },
+    /// The API key cannot be sent; nothing was.
+    #[error("the API key has characters that none has")]
+    ApiKey,
     /// The request could not be written as JSON; nothing was sent.
     #[error("{call}: cannot write the request as JSON")]
     Encode {

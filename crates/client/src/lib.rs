@@ -5,10 +5,12 @@ mod call;
 mod client;
 mod endpoint;
 mod error;
+mod key;
 mod timing;
 
 pub use call::Call;
 pub use client::{ANSWER_LIMIT, Client, Created};
 pub use endpoint::EndpointError;
 pub use error::ClientError;
+pub use key::ApiKey;
 pub use timing::ServerTiming;

@@ -49,7 +49,9 @@ async fn remember(seen: Seen, request: Request, status: u16, answer: &'static st
     let (parts, body) = request.into_parts();
     let body = String::from_utf8(axum::body::to_bytes(body, 1 << 20).await.unwrap().to_vec()).unwrap();
     assert_eq!(parts.headers[header::CONTENT_TYPE], "application/json");
-    seen.requests.lock().unwrap().push(format!("{} {} {body}", parts.method, parts.uri.path()));
+    let key = parts.headers.get(header::AUTHORIZATION).map(|key| format!(" {}", key.to_str().unwrap()));
+    let line = format!("{} {} {body}{}", parts.method, parts.uri.path(), key.unwrap_or_default());
+    seen.requests.lock().unwrap().push(line);
     (StatusCode::from_u16(status).unwrap(), [TIMING], answer).into_response()
 }
 
@@ -216,4 +218,22 @@ fn a_bad_address_is_refused_before_anything_is_sent() {
         matches!(&error, ClientError::Endpoint { endpoint, .. } if endpoint == "localhost:8080"),
         "{error:?}"
     );
+}
+
+#[tokio::test]
+async fn a_key_goes_with_each_request_and_nowhere_else() {
+    let (client, seen) = server(401, r#"{"error":"send a key","code":"unauthorized"}"#).await;
+    let with_key = client.with_api_key(&"manta_secret".parse().unwrap()).unwrap();
+    let error = with_key.sandboxes().await.unwrap_err();
+    assert!(
+        matches!(&error, ClientError::Api { body, .. } if body.code == ErrorCode::Unauthorized),
+        "{error:?}"
+    );
+    client.sandboxes().await.unwrap_err();
+    let requests = seen.requests.lock().unwrap().clone();
+    assert_eq!(requests, ["GET /sandboxes  Bearer manta_secret", "GET /sandboxes "]);
+    let shown = format!("{with_key:?} {error:?}");
+    assert!(!shown.contains("secret"), "{shown}");
+    let wrong = client.with_api_key(&"two\nlines".parse().unwrap()).unwrap_err();
+    assert!(!wrong.to_string().contains("lines"), "{wrong}");
 }

@@ -159,7 +159,7 @@ impl Server {
     fn common(&self, iterations: u32, warmup: u32) -> CommonArgs {
         let endpoint = self.endpoint.clone();
         let pool = PoolArgs { pool_aware: false, pool_wait_s: 10 };
-        CommonArgs { endpoint, iterations, warmup, timeout: Duration::from_secs(10), pool }
+        CommonArgs { endpoint, iterations, warmup, timeout: Duration::from_secs(10), pool, api_key: None }
     }
 
     /// The routes called so far, in order, without `/healthz`.
