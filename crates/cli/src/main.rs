@@ -25,6 +25,8 @@ enum Command {
     Image(manta_image::ImageArgs),
     /// List, delete and clean up snapshots on the disk, without a server
     Snapshot(manta_server::SnapshotArgs),
+    /// Make, list and revoke API keys; a server may be running
+    Key(manta_server::KeyArgs),
     /// Check everything the server needs, and say what to do about each finding
     Doctor(Box<manta_server::DoctorArgs>),
 }
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         Command::BenchRestore(args) => manta_bench::restore::main(args),
         Command::Image(args) => report(manta_image::main(args)),
         Command::Snapshot(args) => report(manta_server::snapshot(&args)),
+        Command::Key(args) => report(manta_server::key(&args)),
         Command::Doctor(args) => match manta_server::doctor(&args) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,

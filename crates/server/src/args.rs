@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
@@ -12,14 +13,29 @@ use manta_engine::LONGEST_LIFETIME;
 /// Settings of `manta server`.
 #[derive(Debug, Clone, Args)]
 pub struct ServerArgs {
-    /// Address and port to listen on
+    /// Address and port to listen on; none: no TCP, only the Unix socket
     #[arg(
         long,
         env = "MANTA_LISTEN_ADDR",
         value_name = "MANTA_LISTEN_ADDR",
         default_value = "127.0.0.1:8080"
     )]
-    pub listen_addr: SocketAddr,
+    pub listen_addr: ListenAddr,
+    /// Unix socket to listen on, too; for its owner alone, who needs no key
+    #[arg(long, env = "MANTA_LISTEN_UNIX", value_name = "MANTA_LISTEN_UNIX")]
+    pub listen_unix: Option<PathBuf>,
+    /// Serve an address other than loopback although there is no API key: whoever reaches it can do everything
+    #[arg(long, env = "MANTA_ALLOW_UNAUTHENTICATED", value_name = "MANTA_ALLOW_UNAUTHENTICATED", default_value = "0", value_parser = switch, action = ArgAction::Set)]
+    pub allow_unauthenticated: bool,
+    /// Connections served at once, by each listener; more wait to be accepted
+    #[arg(long, env = "MANTA_MAX_CONNECTIONS", value_name = "MANTA_MAX_CONNECTIONS", default_value = "4096", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_connections: u32,
+    /// For a request's headers to arrive; a connection on which no request comes for so long is closed
+    #[arg(long, env = "MANTA_HEADER_TIMEOUT", value_name = "MANTA_HEADER_TIMEOUT", default_value = "30s", value_parser = duration)]
+    pub header_timeout: Duration,
+    /// For a request's body to arrive, and for an answer to be taken by the client
+    #[arg(long, env = "MANTA_BODY_TIMEOUT", value_name = "MANTA_BODY_TIMEOUT", default_value = "60s", value_parser = duration)]
+    pub body_timeout: Duration,
     /// What runs the microVMs; auto: Firecracker where KVM is usable and it is installed, else QEMU
     #[arg(long, env = "MANTA_VMM", value_name = "MANTA_VMM", default_value = "auto", value_parser = ["auto", "firecracker", "qemu"])]
     pub vmm: String,
@@ -161,6 +177,29 @@ pub struct ServerArgs {
     pub log: String,
 }
 
+/// See [`ServerArgs::listen_addr`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListenAddr {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// No TCP.
+    None,
+}
+
+impl FromStr for ListenAddr {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "none" => Ok(Self::None),
+            address => address
+                .parse()
+                .map(Self::Tcp)
+                .map_err(|_| "write it like 127.0.0.1:8080 or [::1]:8080, or none"),
+        }
+    }
+}
+
 /// See [`ServerArgs::rootfs_clone_mode`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum RootfsCloneMode {
@@ -179,7 +218,8 @@ pub enum LogFormat {
     Json,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+/// A duration that is not 0.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let duration = duration_or_zero(text)?;
     if duration.is_zero() { Err("must be longer than 0".to_owned()) } else { Ok(duration) }
 }

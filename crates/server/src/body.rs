@@ -7,6 +7,7 @@ use manta_api::ErrorCode;
 use serde::de::DeserializeOwned;
 
 use crate::error::ApiError;
+use crate::http::BodyLimits;
 
 /// Longest request body, bytes: standard input of a command is in there.
 pub(crate) const MAX_BODY: usize = 8 * 1024 * 1024;
@@ -41,7 +42,8 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalJ
 
 async fn bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Option<Bytes>, ApiError> {
     let content_type = request.headers().get(CONTENT_TYPE).cloned();
-    let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+    let limits = request.extensions().get::<BodyLimits>().cloned();
+    let bytes = in_time(limits, Bytes::from_request(request, state)).await?.map_err(|rejection| {
         if rejection.status().as_u16() == 413 {
             ApiError::new(ErrorCode::BodyTooLarge, format!("the body is longer than {MAX_BODY} bytes"))
         } else {
@@ -63,6 +65,18 @@ async fn bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Option<Byt
             ErrorCode::UnsupportedMediaType,
             "send the body with Content-Type: application/json",
         ))
+    }
+}
+
+/// What `read` gives, unless that takes too long or the server ends meanwhile.
+async fn in_time<T>(limits: Option<BodyLimits>, read: impl Future<Output = T>) -> Result<T, ApiError> {
+    let Some(BodyLimits { timeout, stop }) = limits else { return Ok(read.await) };
+    tokio::select! {
+        biased;
+        read = tokio::time::timeout(timeout, read) => read.map_err(|_| {
+            ApiError::new(ErrorCode::BodyTimeout, format!("the body did not arrive within {timeout:?}"))
+        }),
+        () = stop.cancelled() => Err(ApiError::new(ErrorCode::ShuttingDown, "the server is shutting down")),
     }
 }
 

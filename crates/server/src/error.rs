@@ -1,6 +1,6 @@
 //! The one place where errors become statuses, codes and public messages.
 
-use axum::http::header::RETRY_AFTER;
+use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use manta_api::{ErrorBody, ErrorCode};
@@ -88,6 +88,9 @@ impl IntoResponse for ApiError {
         let mut response = (status, self.timing, axum::Json(&*self.body)).into_response();
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

@@ -1,10 +1,15 @@
 //! The HTTP server: routes, bodies, errors, settings. Handlers are thin; the work is the engine's.
 
 mod args;
+mod auth;
 mod body;
 mod doctor;
 mod error;
 mod health;
+mod http;
+mod key_cli;
+mod keys;
+mod listeners;
 mod metrics;
 mod params;
 #[cfg(test)]
@@ -14,10 +19,14 @@ mod routes;
 mod run;
 mod server_timing;
 mod snapshot_cli;
+mod table;
 mod telemetry;
 
 pub use args::ServerArgs;
 pub use doctor::{DoctorArgs, doctor};
+pub use http::UnixSocketError;
+pub use key_cli::{KeyArgs, KeyCliError, key};
+pub use keys::KeyFileError;
 pub use routes::openapi;
 pub use run::{ServerError, main};
 pub use snapshot_cli::{SnapshotArgs, SnapshotCliError, snapshot};

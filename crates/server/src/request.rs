@@ -26,7 +26,7 @@ pub(crate) async fn observe(request: Request, next: Next) -> Response {
     let route = route.as_ref().map_or(NO_ROUTE, MatchedPath::as_str);
     let id = request_id(request.headers());
     let request_id = id.to_str().unwrap_or_default();
-    let span = info_span!("request", request_id, sandbox_id = field::Empty);
+    let span = info_span!("request", request_id, sandbox_id = field::Empty, key_id = field::Empty);
     let mut response = next.run(request).instrument(span.clone()).await;
     let (status, took) = (response.status(), began.elapsed());
     metrics::answered(route, status, took);

@@ -5,21 +5,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::serve::ListenerExt;
 use manta_engine::{Engine, EngineConfig, ShutdownReport, StartError};
 use manta_host::disk::CloneMode;
 use manta_host::{facts, net};
 use manta_vmm::{VmmChoice, VmmError};
 use metrics_exporter_prometheus::BuildError;
 use thiserror::Error;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::args::{RootfsCloneMode, ServerArgs};
 use crate::health::Conditions;
+use crate::http::UnixSocketError;
+use crate::keys::KeyFileError;
+use crate::listeners::Listeners;
 use crate::metrics::Metrics;
-use crate::routes::{AppState, router};
+use crate::routes::AppState;
 use crate::telemetry;
 
 /// Memory left to the host when the default number of sandboxes is worked out, MiB.
@@ -53,6 +54,25 @@ pub enum ServerError {
         #[source]
         source: std::io::Error,
     },
+    /// The Unix socket.
+    #[error("cannot listen on {path}")]
+    ListenUnix {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: UnixSocketError,
+    },
+    /// An address that others can reach, and nothing to tell them apart by.
+    #[error(
+        "{0} is not a loopback address, and there is no API key: whoever reaches it could do everything. Make a key \
+         with `manta key create NAME` (and the server's MANTA_WORK_DIR), or listen on 127.0.0.1, or set \
+         MANTA_ALLOW_UNAUTHENTICATED=1"
+    )]
+    Unauthenticated(std::net::SocketAddr),
+    /// The API keys.
+    #[error("cannot read the API keys")]
+    Keys(#[source] KeyFileError),
     /// The recorder of metrics.
     #[error("cannot record metrics")]
     Metrics(#[source] BuildError),
@@ -89,11 +109,7 @@ async fn serve(args: ServerArgs) -> Result<(), ServerError> {
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(|e| ServerError::System("watch SIGINT", e))?;
     // Bound before anything is made on the host, so that a taken port costs nothing.
-    let listener = TcpListener::bind(args.listen_addr)
-        .await
-        .map_err(|source| ServerError::Listen { address: args.listen_addr, source })?;
-    let address =
-        listener.local_addr().map_err(|error| ServerError::System("read the listener's address", error))?;
+    let listeners = Listeners::bind(&args).await?;
 
     // Before the engine begins to record.
     let metrics = Metrics::install().map_err(ServerError::Metrics)?;
@@ -113,29 +129,20 @@ async fn serve(args: ServerArgs) -> Result<(), ServerError> {
     }
     let state = AppState { engine: engine.clone(), conditions: Arc::new(conditions), metrics };
 
-    let (stop_http, http_stopped) = tokio::sync::oneshot::channel::<()>();
-    // An answer is one small write, and nothing follows it that it could wait for.
-    let listener = listener.tap_io(|stream| {
-        let _ = stream.set_nodelay(true);
-    });
-    let server = axum::serve(listener, router(state)).with_graceful_shutdown(async {
-        let _ = http_stopped.await;
-    });
-    let server = tokio::spawn(server.into_future());
-    info!(%address, "serving");
+    let urls = listeners.urls();
+    let serving = listeners.serve(state);
     // For whoever started us: with port 0 in the settings the address is only known here.
     let mut stdout = std::io::stdout();
-    let _ = writeln!(stdout, "manta: listening on http://{address}").and_then(|()| stdout.flush());
+    for url in urls {
+        let _ = writeln!(stdout, "manta: listening on {url}").and_then(|()| stdout.flush());
+    }
 
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM"),
         _ = interrupt.recv() => info!("SIGINT"),
     }
     let report = engine.shut_down().await;
-    let _ = stop_http.send(());
-    if tokio::time::timeout(HTTP_GRACE, server).await.is_err() {
-        warn!("connections still open at the end were cut");
-    }
+    serving.stop(HTTP_GRACE).await;
     finished(report)
 }
 
@@ -250,6 +257,6 @@ fn egress(setting: &str) -> Result<Option<String>, ServerError> {
     }
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, ServerError> {
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, ServerError> {
     std::path::absolute(path).map_err(|error| ServerError::System("find the current directory", error))
 }

@@ -3,12 +3,13 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::time::{Duration, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 use manta_api::SnapshotId;
 use manta_engine::{GcReport, LockedSnapshotDir, OfflineError, SavedSnapshot, SnapshotDir};
 use thiserror::Error;
+
+use crate::table::{lines, utc};
 
 /// Arguments of `manta snapshot`.
 #[derive(Debug, Args)]
@@ -108,17 +109,10 @@ fn table(snapshots: &[SavedSnapshot]) -> String {
     let mut rows =
         vec![["ID", "NAME", "CREATED", "SANDBOX", "VMM", "VCPUS", "MEMORY", "ON DISK"].map(str::to_owned)];
     rows.extend(snapshots.iter().map(row));
-    let mut widths = [0; 8];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.len().max(*width);
-        }
-    }
     let problems = snapshots.iter().map(|snapshot| snapshot.problem.as_deref());
     let mut text = String::new();
-    for (row, problem) in rows.iter().zip(std::iter::once(None).chain(problems)) {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+    for (line, problem) in lines(rows).iter().zip(std::iter::once(None).chain(problems)) {
+        text.push_str(line);
         text.push('\n');
         if let Some(problem) = problem {
             text.push_str(&format!("  cannot be restored: {problem}\n"));
@@ -153,14 +147,6 @@ fn account(report: &GcReport, dry_run: bool) -> String {
     let noun = if report.removed.len() == 1 { "directory" } else { "directories" };
     text.push_str(&format!("{freed} {} in {} {noun}\n", mib(bytes), report.removed.len()));
     text
-}
-
-/// A time as ISO 8601 in UTC, to the second.
-fn utc(unix_ms: u64) -> String {
-    // Later than any time that can be written: a manifest may say anything.
-    const MAX_MS: u64 = 253_402_300_799_000;
-    let time = UNIX_EPOCH + Duration::from_millis(unix_ms.min(MAX_MS));
-    humantime::format_rfc3339_seconds(time).to_string()
 }
 
 fn mib(bytes: u64) -> String {
@@ -234,11 +220,5 @@ snap-0123456789abcdef0123  -      2026-11-18T11:06:40Z  \
         let line = "/w/snapshots/.new-x (3.0 MiB): half made or half removed\n";
         assert_eq!(account(&report, false), format!("removed {line}freed 3.0 MiB in 1 directory\n"));
         assert_eq!(account(&report, true), format!("would remove {line}would free 3.0 MiB in 1 directory\n"));
-    }
-
-    #[test]
-    fn no_time_is_too_late_to_print() {
-        assert_eq!(utc(0), "1970-01-01T00:00:00Z");
-        assert_eq!(utc(u64::MAX), "9999-12-31T23:59:59Z");
     }
 }

@@ -30,6 +30,7 @@ use crate::server_timing::ServerTiming;
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody, description = "`sandbox_not_found`"),
         (status = 409, body = ErrorBody, description = "`sandbox_not_running` or `sandbox_destroyed`"),
+        (status = 408, body = ErrorBody),
         (status = 413, body = ErrorBody),
         (status = 415, body = ErrorBody),
         (status = 503, body = ErrorBody, description = "`sandbox_busy`; see Retry-After"),

@@ -15,9 +15,11 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::auth;
 use crate::body::MAX_BODY;
 use crate::error::ApiError;
 use crate::health::Conditions;
+use crate::keys::LiveKeys;
 use crate::metrics::Metrics;
 use crate::request;
 
@@ -57,15 +59,16 @@ fn documented() -> OpenApiRouter<AppState> {
 /// The OpenAPI document, pretty-printed JSON.
 #[must_use]
 pub fn openapi() -> String {
-    let (_, document) = documented().split_for_parts();
+    let (_, mut document) = documented().split_for_parts();
+    auth::document(&mut document);
     document.to_pretty_json().unwrap_or_default() + "\n"
 }
 
-/// The whole HTTP interface.
-pub(crate) fn router(state: AppState) -> Router {
+/// The whole HTTP interface; with `keys`, for those who have one.
+pub(crate) fn router(state: AppState, keys: Option<Arc<LiveKeys>>) -> Router {
     let document = openapi();
     let (router, _) = documented().split_for_parts();
-    router
+    let router = router
         .route(
             "/openapi.json",
             axum::routing::get(move || async move { ([("content-type", "application/json")], document) }),
@@ -76,7 +79,10 @@ pub(crate) fn router(state: AppState) -> Router {
         .method_not_allowed_fallback(|| async {
             ApiError::new(ErrorCode::MethodNotAllowed, "this route does not take this method")
         })
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(axum::middleware::from_fn(request::observe))
-        .with_state(state)
+        .layer(DefaultBodyLimit::max(MAX_BODY));
+    let router = match keys {
+        Some(keys) => router.layer(axum::middleware::from_fn_with_state(keys, auth::require_key)),
+        None => router,
+    };
+    router.layer(axum::middleware::from_fn(request::observe)).with_state(state)
 }

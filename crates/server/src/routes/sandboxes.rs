@@ -26,6 +26,7 @@ use crate::server_timing::ServerTiming;
         )),
         (status = 400, body = ErrorBody, description = "also when `timeout_s` is out of range"),
         (status = 409, body = ErrorBody, description = "`sandbox_not_running`: destroyed before it was ready"),
+        (status = 408, body = ErrorBody),
         (status = 413, body = ErrorBody),
         (status = 415, body = ErrorBody),
         (status = 500, body = ErrorBody),
@@ -56,6 +57,7 @@ pub(super) async fn create(
         )),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody, description = "`sandbox_not_found`"),
+        (status = 408, body = ErrorBody),
         (status = 413, body = ErrorBody),
         (status = 415, body = ErrorBody),
     )

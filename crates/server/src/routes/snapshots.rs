@@ -27,6 +27,7 @@ use crate::server_timing::ServerTiming;
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody, description = "`sandbox_not_found`"),
         (status = 409, body = ErrorBody, description = "`sandbox_not_running` or `snapshot_name_taken`"),
+        (status = 408, body = ErrorBody),
         (status = 413, body = ErrorBody),
         (status = 415, body = ErrorBody),
         (status = 500, body = ErrorBody),
@@ -59,6 +60,7 @@ pub(super) async fn create(
         (status = 404, body = ErrorBody, description = "`snapshot_not_found`"),
         (status = 409, body = ErrorBody, description = "`snapshot_incompatible` or `snapshot_damaged`, or \
             `sandbox_not_running`: destroyed before it was ready"),
+        (status = 408, body = ErrorBody),
         (status = 413, body = ErrorBody),
         (status = 415, body = ErrorBody),
         (status = 500, body = ErrorBody),
@@ -96,6 +98,7 @@ pub(super) async fn list(State(state): State<AppState>) -> Result<axum::Json<Sna
         (status = 200, body = SnapshotDeleteResponse),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody, description = "`snapshot_not_found`"),
+        (status = 408, body = ErrorBody),
         (status = 413, body = ErrorBody),
         (status = 415, body = ErrorBody),
         (status = 500, body = ErrorBody),
