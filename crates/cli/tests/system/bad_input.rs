@@ -83,6 +83,9 @@ fn a_setting_that_does_not_parse_stops_the_start_and_is_named() {
     let _host = Host::enter();
     for (name, value) in [
         ("MANTA_VCPUS", "many"),
+        ("MANTA_LISTEN_ADDR", "localhost"),
+        ("MANTA_HEADER_TIMEOUT", "0s"),
+        ("MANTA_MAX_CONNECTIONS", "0"),
         ("MANTA_MEM_MIB", "1"),
         ("MANTA_EXEC_TIMEOUT", "5"),
         ("MANTA_VMM", "xen"),

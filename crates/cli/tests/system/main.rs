@@ -14,6 +14,7 @@ mod exec;
 mod faults;
 mod golden;
 mod isolation;
+mod keys;
 mod lifecycle;
 mod lifetimes;
 mod metrics;

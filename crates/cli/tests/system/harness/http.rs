@@ -44,11 +44,15 @@ pub(crate) fn request(
     body: &[u8],
     limit: Duration,
 ) -> Answer {
-    let mut stream = open(address, method, path, headers, body, limit);
+    answer(open(address, method, path, headers, body, limit))
+}
+
+/// What comes until the connection ends.
+pub(crate) fn answer(mut stream: impl Read) -> Answer {
     let mut answer = Vec::new();
     // A server that refuses a body may close before all of it was read: keep what it said.
     if let Err(error) = stream.read_to_end(&mut answer) {
-        assert!(!answer.is_empty(), "no answer to {method} {path}: {error}");
+        assert!(!answer.is_empty(), "no answer: {error}");
     }
     let text = String::from_utf8_lossy(&answer);
     let (headers, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("not HTTP: {text:?}"));
@@ -69,11 +73,16 @@ pub(crate) fn open(
     let mut stream = TcpStream::connect_timeout(&address, limit).expect("connect to the server");
     stream.set_read_timeout(Some(limit)).expect("set a time limit");
     stream.set_write_timeout(Some(limit)).expect("set a time limit");
+    send(&mut stream, method, path, headers, body);
+    stream
+}
+
+/// Sends a request on a connection that is there.
+pub(crate) fn send(stream: &mut impl Write, method: &str, path: &str, headers: &str, body: &[u8]) {
     let head = format!(
         "{method} {path} HTTP/1.1\r\nhost: manta\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).expect("send the request");
     let _ = stream.write_all(body);
-    stream
 }

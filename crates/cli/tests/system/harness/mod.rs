@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-pub(crate) use host::{DENIED, Host, INTERNET};
-pub(crate) use http::Answer;
+pub(crate) use host::{DENIED, HOST_ADDRESS, Host, INTERNET};
+pub(crate) use http::{Answer, answer, send};
 pub(crate) use server::{Server, artifacts, binary, new_dir};
 pub(crate) use snapshots::{at_once, contents, edit_manifest, entries, spin, zeros};
 

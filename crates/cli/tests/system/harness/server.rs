@@ -83,7 +83,13 @@ impl Server {
     fn try_at(dir: Place, settings: &[(&str, &str)]) -> Result<Self, String> {
         let (mut server, lines) = Self::launch(dir, settings);
         let address = lines.recv_timeout(scaled(120)).ok().and_then(|line| {
-            line.strip_prefix("manta: listening on http://").and_then(|address| address.parse().ok())
+            let url = line.strip_prefix("manta: listening on ")?;
+            // Without TCP there is no address.
+            if url.starts_with("unix:") {
+                Some(server.address)
+            } else {
+                url.strip_prefix("http://")?.parse().ok()
+            }
         });
         match address {
             Some(address) => {
