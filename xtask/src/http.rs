@@ -21,10 +21,12 @@ pub(crate) fn request(
     stream.set_nodelay(true)?;
     let body = body.map(Value::to_string).unwrap_or_default();
     let length = body.len();
+    let key = std::env::var("MANTA_API_KEY");
+    let key = key.map_or(String::new(), |key| format!("Authorization: Bearer {}\r\n", key.trim()));
     write!(
         stream,
         "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\
-         Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+         Content-Type: application/json\r\nContent-Length: {length}\r\n{key}\r\n{body}"
     )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).with_context(|| format!("{method} {path} was not answered"))?;
