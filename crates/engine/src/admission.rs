@@ -16,6 +16,7 @@ pub(crate) struct Admission {
     places: Arc<Semaphore>,
     freed: Arc<Notify>,
     turns: Arc<Semaphore>,
+    wakings: Arc<Semaphore>,
     patience: Duration,
     stop: CancellationToken,
 }
@@ -43,8 +44,9 @@ impl Admission {
         patience: Duration,
         stop: CancellationToken,
     ) -> Self {
-        let [places, turns] = [max_sandboxes, width].map(|permits| Arc::new(Semaphore::new(permits)));
-        Self { max_sandboxes, places, freed: Arc::default(), turns, patience, stop }
+        let [places, turns, wakings] =
+            [max_sandboxes, width, width].map(|permits| Arc::new(Semaphore::new(permits)));
+        Self { max_sandboxes, places, freed: Arc::default(), turns, wakings, patience, stop }
     }
 
     /// A place among all sandboxes.
@@ -65,10 +67,23 @@ impl Admission {
     /// # Errors
     /// [`EngineError::Overloaded`], [`EngineError::ShuttingDown`].
     pub(crate) async fn turn(&self) -> Result<OwnedSemaphorePermit, EngineError> {
+        self.wait_for(&self.turns).await
+    }
+
+    /// Waits for a turn to wake a sandbox that waits: many at once get in each other's way, and in that of the first
+    /// commands of those before them. Does not wait for those who start microVMs, which takes far longer.
+    ///
+    /// # Errors
+    /// As [`Self::turn`].
+    pub(crate) async fn waking(&self) -> Result<OwnedSemaphorePermit, EngineError> {
+        self.wait_for(&self.wakings).await
+    }
+
+    async fn wait_for(&self, turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, EngineError> {
         tokio::select! {
             biased;
             () = self.stop.cancelled() => Err(EngineError::ShuttingDown),
-            turn = self.turns.clone().acquire_owned() => turn.map_err(|_| EngineError::ShuttingDown),
+            turn = turns.clone().acquire_owned() => turn.map_err(|_| EngineError::ShuttingDown),
             () = tokio::time::sleep(self.patience) => Err(EngineError::Overloaded { after: self.patience }),
         }
     }
@@ -82,9 +97,9 @@ impl Admission {
         self.places.available_permits()
     }
 
-    /// Whether a turn could be had at once.
+    /// Whether a turn of either kind could be had at once.
     pub(crate) fn has_free_turn(&self) -> bool {
-        self.turns.available_permits() > 0
+        self.turns.available_permits() > 0 && self.wakings.available_permits() > 0
     }
 }
 

@@ -20,7 +20,9 @@ pub(super) const FIRST: u32 = 0;
 pub(super) const POKE: u8 = 0;
 
 /// A guest that runs answers sooner.
-const FIRST_PATIENCE: Duration = Duration::from_millis(10);
+const HELLO_PATIENCE: Duration = Duration::from_millis(10);
+/// Commands take longer than a hello, and each poke wakes an agent that has nothing to say yet.
+const FIRST_PATIENCE: Duration = Duration::from_millis(100);
 /// While a hello is to be answered.
 const MOST_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -31,6 +33,11 @@ pub(super) struct Patience(Duration);
 impl Patience {
     pub(super) fn new() -> Self {
         Self(FIRST_PATIENCE)
+    }
+
+    /// For a hello.
+    fn of_hello() -> Self {
+        Self(HELLO_PATIENCE)
     }
 
     pub(super) fn now(&self) -> Duration {
@@ -58,7 +65,7 @@ impl Link {
         hello: Hello,
         first: &[u8],
     ) -> Result<(Self, Hello), AgentError> {
-        let mut link = Self { stream, decoder: Decoder::new(), patience: Patience::new() };
+        let mut link = Self { stream, decoder: Decoder::new(), patience: Patience::of_hello() };
         let nonce = hello.session;
         let mut bytes = encoded(&Frame::Hello(hello))?;
         bytes.extend(first);

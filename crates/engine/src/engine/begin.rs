@@ -92,9 +92,11 @@ impl Engine {
         clock: &Clock,
     ) -> Result<Option<SandboxId>, EngineError> {
         let place = self.admission.place()?;
+        let _turn = self.admission.waking().await?;
         let Some(Member { id, resources, .. }) = self.warm.claim(of, is_golden, &self.shared).await else {
             return Ok(None);
         };
+        clock.passed("queue");
         clock.claimed(PoolUse::Hit);
         match self.bring_up(id, Start::Restore(of.clone()), lifetime, resources, place, clock).await {
             Ok(id) => Ok(Some(id)),

@@ -57,7 +57,7 @@ async fn the_first_question_after_a_long_time_is_followed_by_a_poke_soon() {
         poke(&mut agent).await
     };
     let after = unanswered(&session, "true", poked).await;
-    assert!(after < Duration::from_millis(30), "after {after:?}");
+    assert!(after < Duration::from_millis(300), "after {after:?}");
 }
 
 #[tokio::test(start_paused = true)]
