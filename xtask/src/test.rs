@@ -11,8 +11,8 @@ use crate::process::run_watching;
 use crate::progress::Step;
 use crate::{artifacts, check, place};
 
-/// For one lab run, which takes three to four minutes on two idle cores.
-const LAB_LIMIT: Duration = Duration::from_secs(1200);
+/// For one lab run, which takes some twenty minutes on two idle cores.
+const LAB_LIMIT: Duration = Duration::from_secs(2700);
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
