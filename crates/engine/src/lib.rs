@@ -34,12 +34,12 @@ pub use self::metrics::describe as describe_metrics;
 pub use agent::{ExecOutput, Output};
 pub use config::EngineConfig;
 pub use ending::Ending;
-pub use engine::{Engine, Pools, ShutdownReport};
+pub use engine::{Engine, ShutdownReport};
 pub use error::{EngineError, StartError};
 pub use events::EventReader;
 pub use exec::ExecSpec;
 pub use lifetime::LONGEST_LIFETIME;
-pub use pool::PoolStatus;
+pub use pool::{PoolStatus, Pools};
 pub use snapshots::{
     GcReport, LockedSnapshotDir, OfflineError, RemovedSnapshot, SavedMachine, SavedSnapshot, SnapshotDir,
 };

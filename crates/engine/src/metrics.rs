@@ -6,7 +6,7 @@ use std::time::Duration;
 use ::metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use manta_api::SandboxState;
 
-use crate::engine::Pools;
+use crate::pool::Pools;
 use crate::timing::{Operation, Timings};
 
 /// How long a stage of an operation took.

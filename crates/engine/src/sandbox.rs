@@ -150,7 +150,7 @@ impl Handle {
         answered.await.unwrap_or_else(|_| Err(not_running(&self.info.borrow())))
     }
 
-    /// Completes when the sandbox and all it used are gone; tells where the time went.
+    /// Completes when its guest is dead and its files are gone; tells where the time went.
     pub(crate) async fn destroy(&self) -> Timings {
         self.requested.store(true, Ordering::Release);
         self.leave.cancel();

@@ -41,7 +41,7 @@ impl Table {
         self.lock().destroyed.get(id).cloned()
     }
 
-    /// A sandbox is gone, with all it used.
+    /// A sandbox is gone: its guest is dead, its files are removed.
     fn ended(&self, id: &SandboxId, ending: Ending) {
         let mut entries = self.lock();
         entries.sandboxes.remove(id);

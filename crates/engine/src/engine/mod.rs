@@ -25,7 +25,7 @@ use crate::exec::ExecSpec;
 use crate::fingerprint;
 use crate::lifetime;
 use crate::metrics;
-use crate::pool::{Foreground, PoolStatus, PreparedVms, WarmPool};
+use crate::pool::{Foreground, Pools, PreparedVms, WarmPool};
 use crate::resources::Start;
 use crate::sandbox::Handle;
 use crate::shared::Shared;
@@ -58,17 +58,6 @@ pub struct Engine {
     warm: Arc<WarmPool>,
     degraded: Vec<String>,
     _locks: (ServerLock, WorkDirLock),
-}
-
-/// What waits for those who come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pools {
-    /// Whole sandboxes.
-    pub warm: PoolStatus,
-    /// VMM processes.
-    pub vmms: PoolStatus,
-    /// Network slots.
-    pub slots: PoolStatus,
 }
 
 /// What a shutdown left undone.

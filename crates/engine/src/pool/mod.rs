@@ -12,7 +12,7 @@ mod warm;
 
 pub(crate) use foreground::Foreground;
 pub(crate) use member::Member;
-pub use stats::PoolStatus;
 pub(crate) use stats::Stats;
+pub use stats::{PoolStatus, Pools};
 pub(crate) use vmms::PreparedVms;
 pub(crate) use warm::WarmPool;

@@ -25,6 +25,17 @@ pub struct PoolStatus {
     pub refill_p50: Option<Duration>,
 }
 
+/// What waits for those who come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pools {
+    /// Whole sandboxes.
+    pub warm: PoolStatus,
+    /// VMM processes.
+    pub vmms: PoolStatus,
+    /// Network slots.
+    pub slots: PoolStatus,
+}
+
 /// Counts for one pool, also in the metrics.
 #[derive(Debug)]
 pub(crate) struct Stats {
