@@ -35,6 +35,9 @@ const DYING: Duration = Duration::from_millis(500);
 /// For one command that a guest is exercised with.
 const EXERCISE_LIMIT: Duration = Duration::from_secs(30);
 
+/// How Linux begins its last words.
+const PANIC: &str = "Kernel panic - not syncing";
+
 /// A sandbox's own disk, in its directory.
 const DISK: &str = "disk.ext4";
 
@@ -257,9 +260,8 @@ impl Resources {
         let (vm, session) = (self.vm.clone(), self.session.clone());
         async move {
             let (Some(vm), Some(session)) = (vm, session) else { return std::future::pending().await };
-            let ended = |exit: Exit| {
-                Death::Vmm(format!("the VMM ended with {}{}", exit.status, quote(&exit.console)))
-            };
+            let ended =
+                |exit: Exit| Death::Vmm(format!("the VMM ended: {}{}", exit.status, quote(&exit.console)));
             tokio::select! {
                 exit = vm.exited() => ended(exit),
                 end = session.ended() => {
@@ -406,7 +408,7 @@ async fn explain(error: EngineError, vm: &dyn MicroVm) -> EngineError {
     let ended = exit.is_some();
     let console = match exit {
         Some(exit) => {
-            reason.push_str(&format!("; the VMM ended with {}", exit.status));
+            reason.push_str(&format!("; the VMM ended: {}", exit.status));
             exit.console
         }
         None => vm.console().await,
@@ -417,7 +419,10 @@ async fn explain(error: EngineError, vm: &dyn MicroVm) -> EngineError {
 
 /// The last words on a console, as part of a message.
 fn quote(console: &str) -> String {
-    match last_lines(console, 8) {
+    let words = last_lines(console, 8);
+    // A panic says what it is before it says where, which takes many lines.
+    let panic = console.lines().rfind(|line| line.contains(PANIC) && !words.contains(line.trim()));
+    match panic.map(str::trim).into_iter().chain([&*words]).collect::<Vec<_>>().join(" | ") {
         words if words.is_empty() => words,
         words => format!("; console: {words}"),
     }

@@ -9,6 +9,7 @@ mod harness;
 mod api;
 mod bad_input;
 mod clones;
+mod deaths;
 mod events;
 mod exec;
 mod faults;

@@ -47,6 +47,13 @@ impl Server {
         Self::with(&[])
     }
 
+    /// A server that a program starts: its words come before the server's. In a work directory of its own, without a
+    /// golden snapshot.
+    pub(crate) fn under(words: &[&str], settings: &[(&str, &str)]) -> Self {
+        Self::try_at(Place::Own(new_dir()), words, settings)
+            .unwrap_or_else(|log| panic!("the server did not start:\n{log}"))
+    }
+
     /// The same with more settings.
     pub(crate) fn with(settings: &[(&str, &str)]) -> Self {
         let dir = new_dir();
@@ -56,7 +63,7 @@ impl Server {
 
     /// A server that makes the golden snapshot in `dir`, or finds it there.
     pub(super) fn making_golden(dir: &Path) -> Self {
-        Self::try_at(Place::Kept(dir.to_owned()), &[])
+        Self::try_at(Place::Kept(dir.to_owned()), &[], &[])
             .unwrap_or_else(|log| panic!("no golden snapshot:\n{log}"))
     }
 
@@ -72,16 +79,16 @@ impl Server {
 
     /// The same in a directory taken over from another.
     pub(crate) fn try_in_dir(dir: TempDir, settings: &[(&str, &str)]) -> Result<Self, String> {
-        Self::try_at(Place::Own(dir), settings)
+        Self::try_at(Place::Own(dir), &[], settings)
     }
 
     /// A server without a golden snapshot that was only just started: it does not listen yet.
     pub(crate) fn starting() -> Self {
-        Self::launch(Place::Own(new_dir()), &[]).0
+        Self::launch(Place::Own(new_dir()), &[], &[]).0
     }
 
-    fn try_at(dir: Place, settings: &[(&str, &str)]) -> Result<Self, String> {
-        let (mut server, lines) = Self::launch(dir, settings);
+    fn try_at(dir: Place, words: &[&str], settings: &[(&str, &str)]) -> Result<Self, String> {
+        let (mut server, lines) = Self::launch(dir, words, settings);
         let address = lines.recv_timeout(scaled(120)).ok().and_then(|line| {
             let url = line.strip_prefix("manta: listening on ")?;
             // Without TCP there is no address.
@@ -105,15 +112,17 @@ impl Server {
     }
 
     /// A new process; its address is not known yet, but will come as a line.
-    fn launch(dir: Place, settings: &[(&str, &str)]) -> (Self, mpsc::Receiver<String>) {
+    fn launch(dir: Place, words: &[&str], settings: &[(&str, &str)]) -> (Self, mpsc::Receiver<String>) {
         // VMMs run as users of their own and must be able to pass through.
         let passable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(dir.path(), passable).expect("open the temporary directory");
         let work_dir = dir.path().join("work");
         let log_path = dir.path().join("log");
         let log = fs::File::options().create(true).append(true).open(&log_path).expect("a log file");
-        let mut child = Command::new(binary())
-            .arg("server")
+        let words = words.iter().map(OsString::from).chain([binary(), "server".into()]);
+        let words: Vec<_> = words.collect();
+        let mut child = Command::new(&words[0])
+            .args(&words[1..])
             .env("MANTA_LISTEN_ADDR", "127.0.0.1:0")
             .env("MANTA_WORK_DIR", &work_dir)
             .env("MANTA_VMM", std::env::var("MANTA_TEST_VMM").unwrap_or_else(|_| "qemu".to_owned()))
@@ -181,6 +190,11 @@ impl Server {
     pub(crate) fn info(&self, id: &str) -> Option<Value> {
         let listed = self.get("/sandboxes");
         listed["sandboxes"].as_array().expect("a list").iter().find(|info| info["id"] == id).cloned()
+    }
+
+    /// The server's process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends a signal to the server.
