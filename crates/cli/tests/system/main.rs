@@ -10,6 +10,7 @@ mod api;
 mod bad_input;
 mod clones;
 mod deaths;
+mod endure;
 mod events;
 mod exec;
 mod faults;

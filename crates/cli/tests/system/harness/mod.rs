@@ -5,6 +5,7 @@
 //! directories), `MANTA_TEST_TIME_SCALE` (stretches every deadline), and `MANTA_KERNEL_PATH`,
 //! `MANTA_ROOTFS_PATH`, `MANTA_AGENT_PATH` (default: `guest-artifacts/` of the workspace).
 
+mod census;
 mod golden;
 mod host;
 mod http;
@@ -15,8 +16,9 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+pub(crate) use census::{Census, census};
 pub(crate) use host::{DENIED, HOST_ADDRESS, Host, INTERNET};
-pub(crate) use http::{Answer, answer, send};
+pub(crate) use http::{Answer, answer, attempt, begin, send};
 pub(crate) use server::{Server, artifacts, binary, new_dir};
 pub(crate) use snapshots::{at_once, contents, edit_manifest, entries, spin, zeros};
 

@@ -1,5 +1,6 @@
 //! The server under test, as a child process.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -255,6 +256,18 @@ impl Server {
     /// Open file descriptors of the server.
     pub(crate) fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("its descriptors").count()
+    }
+
+    /// A number of `/proc/PID/status`.
+    pub(crate) fn status(&self, name: &str) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.and_then(|line| line.split_whitespace().next()?.parse().ok()).expect("a number")
+    }
+
+    /// The cgroups of its sandboxes.
+    pub(crate) fn cgroups(&self) -> BTreeSet<PathBuf> {
+        BTreeSet::new()
     }
 
     /// What is left below the directory of sandboxes.
