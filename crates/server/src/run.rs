@@ -10,6 +10,7 @@ use manta_host::disk::CloneMode;
 use manta_host::{facts, net};
 use manta_vmm::{VmmChoice, VmmError};
 use metrics_exporter_prometheus::BuildError;
+use sd_notify::NotifyState;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
@@ -136,14 +137,23 @@ async fn serve(args: ServerArgs) -> Result<(), ServerError> {
     for url in urls {
         let _ = writeln!(stdout, "manta: listening on {url}").and_then(|()| stdout.flush());
     }
+    tell_supervisor(NotifyState::Ready);
 
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM"),
         _ = interrupt.recv() => info!("SIGINT"),
     }
+    tell_supervisor(NotifyState::Stopping);
     let report = engine.shut_down().await;
     serving.stop(HTTP_GRACE).await;
     finished(report)
+}
+
+/// Systemd, if it started us and wants to know (`sd_notify(3)`).
+fn tell_supervisor(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        warn!(%error, "the supervisor cannot be told");
+    }
 }
 
 fn finished(report: ShutdownReport) -> Result<(), ServerError> {

@@ -24,4 +24,5 @@ mod network;
 mod prepared;
 mod snapshot_faults;
 mod snapshots;
+mod supervised;
 mod warm;

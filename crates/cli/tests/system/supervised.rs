@@ -1,0 +1,53 @@
+//! The server under systemd's conditions, as `docs/manta.service` names them.
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+
+use crate::harness::{Host, Server, new_dir, scaled};
+
+/// What the unit file says of `name`.
+fn unit(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/manta.service");
+    let unit = fs::read_to_string(path).expect("the unit file");
+    let value = unit.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    value.unwrap_or_else(|| panic!("{name} is not in the unit file")).to_owned()
+}
+
+#[test]
+fn the_units_capabilities_are_enough_and_the_supervisor_is_told() {
+    let host = Host::enter();
+    let capabilities: Vec<_> = unit("CapabilityBoundingSet")
+        .split(' ')
+        .map(|name| format!("+{}", name.strip_prefix("CAP_").expect("a capability").to_lowercase()))
+        .collect();
+    let bounding = format!("--bounding-set=-all,{}", capabilities.join(","));
+    let umask = format!("umask {} && exec \"$@\"", unit("UMask"));
+    let dir = new_dir();
+    let (path, said) = (dir.path().join("notify"), |socket: &UnixDatagram| {
+        let mut text = [0; 100];
+        let length = socket.recv(&mut text).expect("a word from the server");
+        String::from_utf8_lossy(&text[..length]).into_owned()
+    });
+    let supervisor = UnixDatagram::bind(&path).expect("a socket");
+    supervisor.set_read_timeout(Some(scaled(60))).expect("a time limit");
+
+    let words = ["sh", "-c", &umask, "sh", "setpriv", &bounding, "--no-new-privs"];
+    let mut server = Server::under(
+        &words,
+        &[("NOTIFY_SOCKET", path.to_str().expect("a path")), ("MANTA_NETNS_POOL_SIZE", "0")],
+    );
+    assert_eq!(said(&supervisor).trim(), "READY=1");
+    let id = server.create();
+    assert_eq!(server.stdout(&id, "echo original > /root/word; cat /root/word"), "original");
+    let clone = server.restore(&server.snapshot(&id));
+    assert_eq!(server.stdout(&clone, "cat /root/word"), "original");
+    let again = server.restore(&server.snapshot(&clone));
+    assert_eq!(server.stdout(&again, "cat /root/word"), "original");
+    for id in [&id, &clone, &again] {
+        server.destroy(id).ok();
+    }
+    host.await_no_slots();
+    server.stop();
+    assert_eq!(said(&supervisor).trim(), "STOPPING=1");
+}
