@@ -7,8 +7,8 @@ mod rules;
 use anyhow::{Context, Result, bail};
 
 use crate::place;
-use crate::process::run;
-use crate::progress::Step;
+use crate::process::{answers, run};
+use crate::progress::{Step, skipped};
 
 /// The documentation is for those who work on Manta: it shows private items, and links to them.
 const RUSTDOC_LINTS: &str = "--deny warnings --allow rustdoc::private_intra_doc_links";
@@ -21,7 +21,19 @@ pub(crate) fn run_all() -> Result<()> {
     let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     cargo("lints", &lints, "clippy's messages are above")?;
     let docs = ["doc", "--workspace", "--no-deps", "--document-private-items"];
-    cargo("documentation", &docs, "rustdoc's messages are above")
+    cargo("documentation", &docs, "rustdoc's messages are above")?;
+    dependencies()
+}
+
+/// Licences and sources of all dependencies, by `deny.toml`. Not their advisories, which come from the internet.
+fn dependencies() -> Result<()> {
+    const NAME: &str = "dependencies";
+    if !answers("cargo-deny") {
+        skipped(NAME, "there is no cargo-deny; `cargo install cargo-deny --locked` takes minutes");
+        return Ok(());
+    }
+    let args = ["deny", "--offline", "check", "licenses", "bans", "sources"];
+    cargo(NAME, &args, "cargo-deny's messages are above")
 }
 
 fn findings(name: &'static str, doing: &str, broken: Vec<String>) -> Result<()> {
