@@ -1,5 +1,5 @@
 //! Many at once and for long, and whatever can be killed is. A few rounds in every run of the tests; as many as
-//! `MANTA_TEST_CHURN` (sandboxes) and `MANTA_TEST_CHAOS` (rounds) say for the figures of docs/recovery.md.
+//! `MANTA_TEST_CHURN` and `MANTA_TEST_RECOVERY` (sandboxes) and `MANTA_TEST_CHAOS` (rounds) say for the figures of docs/recovery.md.
 //! `MANTA_TEST_SEED` repeats the choices of a run.
 
 use std::collections::{BTreeSet, HashSet};
@@ -18,6 +18,9 @@ const CHURN: usize = 60;
 /// After so many, or half of them, the server has all the memory that it needs.
 const SETTLED: usize = 100;
 const WIDTH: usize = 8;
+
+/// Sandboxes alive when the server is killed.
+const RECOVERED: usize = 8;
 
 /// Rounds of the chaos test.
 const ROUNDS: usize = 4;
@@ -71,6 +74,22 @@ fn a_thousand_short_lives_leave_nothing() {
     let memory_after = server.status("VmRSS");
     eprintln!("{count} lives, {WIDTH} at once: {took:?}; {memory_before} to {memory_after} KiB; {after:?}");
     assert!(memory_after <= memory_before + memory_before / 10, "{memory_before} to {memory_after} KiB");
+}
+
+#[test]
+fn all_answer_again_three_seconds_after_the_server_is_back() {
+    let _host = Host::enter();
+    let settings = [("MANTA_MAX_SANDBOXES", "64"), ("MANTA_NETNS_POOL_SIZE", "4")];
+    let server = Server::with(&settings);
+    let ids = at_once(WIDTH, setting("MANTA_TEST_RECOVERY", RECOVERED), |_| server.create());
+    let dir = server.kill();
+    let began = Instant::now();
+    let server = Server::in_dir(dir, &settings);
+    let started = began.elapsed();
+    at_once(WIDTH, ids.len(), |n| assert_eq!(server.stdout(&ids[n], "echo here"), "here"));
+    let answered = began.elapsed();
+    eprintln!("{} sandboxes: listening after {started:?}, all have answered after {answered:?}", ids.len());
+    assert!(answered < scaled(3), "{answered:?}");
 }
 
 /// Random enough, and the same again for the same seed (an LCG: Knuth, MMIX).
