@@ -60,6 +60,14 @@ pub enum ErrorCode {
     UnsupportedMediaType,
     /// 503 with `Retry-After`: no room for another sandbox.
     HostFull,
+    /// 503 with `Retry-After`: as much memory as allowed is committed to sandboxes.
+    HostMemoryFull,
+    /// 503 with `Retry-After`: too little of the host's disk is free.
+    HostDiskFull,
+    /// 429 with `Retry-After`: the API key has as many sandboxes as it may.
+    KeySandboxLimit,
+    /// 429 with `Retry-After`: the API key makes sandboxes faster than it may.
+    KeyRateLimit,
     /// 503 with `Retry-After`: others wait to have a microVM started, too, and this one's turn did not come in time.
     Overloaded,
     /// 503 with `Retry-After`: too many commands run in the sandbox.
@@ -101,7 +109,13 @@ impl ErrorCode {
             Self::UnsupportedMediaType => 415,
             Self::Internal => 500,
             Self::BootFailed | Self::GuestGone | Self::SnapshotFailed => 502,
-            Self::HostFull | Self::Overloaded | Self::SandboxBusy | Self::ShuttingDown => 503,
+            Self::KeySandboxLimit | Self::KeyRateLimit => 429,
+            Self::HostFull
+            | Self::HostMemoryFull
+            | Self::HostDiskFull
+            | Self::Overloaded
+            | Self::SandboxBusy
+            | Self::ShuttingDown => 503,
             Self::GuestTimeout | Self::ExecTimeout => 504,
             Self::SnapshotStorageFull => 507,
         }

@@ -18,6 +18,10 @@ pub struct Event {
     /// Of which sandbox; absent from `lost`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox_id: Option<SandboxId>,
+    /// Who caused it: the name of an API key; `server` for what the server did of its own accord. Absent when nobody
+    /// needed a key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub who: Option<String>,
     /// `created`: the snapshot it begins with, absent when it boots. `snapshot`: the new one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_id: Option<SnapshotId>,
@@ -81,7 +85,7 @@ impl Event {
     /// One without number and time yet, and nothing more to say.
     #[must_use]
     pub fn new(event: EventKind, sandbox_id: Option<SandboxId>) -> Self {
-        let (snapshot_id, duration_us, exit_code, reason, lost) = (None, None, None, None, None);
-        Self { seq: 0, unix_ms: 0, event, sandbox_id, snapshot_id, duration_us, exit_code, reason, lost }
+        let (who, snapshot_id, duration_us, exit_code, reason, lost) = (None, None, None, None, None, None);
+        Self { seq: 0, unix_ms: 0, event, sandbox_id, who, snapshot_id, duration_us, exit_code, reason, lost }
     }
 }

@@ -149,6 +149,9 @@ pub struct SandboxInfo {
     pub id: SandboxId,
     /// Where it is in its life.
     pub state: SandboxState,
+    /// The name of the API key it was made with; absent when it was made without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
     /// Why it failed, when it did, or why it is being destroyed, in one word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

@@ -174,6 +174,10 @@ fn codes_and_their_statuses_are_stable() {
         ("body_too_large", 413),
         ("unsupported_media_type", 415),
         ("host_full", 503),
+        ("host_memory_full", 503),
+        ("host_disk_full", 503),
+        ("key_sandbox_limit", 429),
+        ("key_rate_limit", 429),
         ("overloaded", 503),
         ("sandbox_busy", 503),
         ("shutting_down", 503),
@@ -203,6 +207,7 @@ fn a_sandbox_in_the_list_shows_only_what_there_is() {
     let info = SandboxInfo {
         id: ID.parse().unwrap(),
         state: SandboxState::Creating,
+        owner: None,
         reason: None,
         vmm: "qemu".to_owned(),
         snapshot_id: None,
@@ -217,8 +222,10 @@ fn a_sandbox_in_the_list_shows_only_what_there_is() {
     exact(&info, shape.clone());
     shape["snapshot_id"] = json!(SNAPSHOT);
     shape["expires_unix_s"] = json!(1_795_435_290_u64);
+    shape["owner"] = json!("ci");
     let (snapshot_id, expires_unix_s) = (Some(SNAPSHOT.parse().unwrap()), Some(1_795_435_290));
-    exact(&SandboxInfo { snapshot_id, expires_unix_s, ..info }, shape);
+    let owner = Some("ci".to_owned());
+    exact(&SandboxInfo { owner, snapshot_id, expires_unix_s, ..info }, shape);
 }
 
 #[test]
@@ -229,7 +236,12 @@ fn an_event_says_only_what_there_is_to_say() {
     shape["exit_code"] = json!(3);
     shape["duration_us"] = json!(1500);
     shape["event"] = json!("exec");
-    exact(&Event { event: EventKind::Exec, exit_code: Some(3), duration_us: Some(1500), ..swept }, shape);
+    shape["who"] = json!("ci");
+    let who = Some("ci".to_owned());
+    exact(
+        &Event { event: EventKind::Exec, who, exit_code: Some(3), duration_us: Some(1500), ..swept },
+        shape,
+    );
     for kind in [
         EventKind::Created,
         EventKind::Ready,

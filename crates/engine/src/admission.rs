@@ -1,19 +1,23 @@
-//! Who may begin: a place among all sandboxes, and a turn to start a microVM, which few can do at once. Whoever has
-//! a place waits for a turn, first come, first served, but not for ever.
+//! Who may begin: a place among all sandboxes, within the limits of the host and of the caller's key, and a turn to
+//! start a microVM, which few can do at once. Whoever has a place waits for a turn, first come, first served, but not
+//! for ever.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::caller::Caller;
 use crate::error::EngineError;
+use crate::places::{Places, Taken};
 
 /// Places and turns.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    max_sandboxes: usize,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
+    room: DiskRoom,
     freed: Arc<Notify>,
     turns: Arc<Semaphore>,
     wakings: Arc<Semaphore>,
@@ -21,16 +25,24 @@ pub(crate) struct Admission {
     stop: CancellationToken,
 }
 
+/// Where sandboxes keep what they write, and what of it stays free.
+#[derive(Debug)]
+pub(crate) struct DiskRoom {
+    pub(crate) dir: PathBuf,
+    /// Below this many free bytes nothing new is made.
+    pub(crate) reserve_bytes: u64,
+}
+
 /// A place among all sandboxes, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
-    permit: Option<OwnedSemaphorePermit>,
+    taken: Option<Taken>,
     freed: Arc<Notify>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        drop(self.permit.take());
+        drop(self.taken.take());
         self.freed.notify_one();
     }
 }
@@ -39,27 +51,59 @@ impl Admission {
     /// `width` microVMs are started at once; nobody waits for that longer than `patience`, or once `stop` is
     /// cancelled.
     pub(crate) fn new(
-        max_sandboxes: usize,
+        places: Places,
+        room: DiskRoom,
         width: usize,
         patience: Duration,
         stop: CancellationToken,
     ) -> Self {
-        let [places, turns, wakings] =
-            [max_sandboxes, width, width].map(|permits| Arc::new(Semaphore::new(permits)));
-        Self { max_sandboxes, places, freed: Arc::default(), turns, wakings, patience, stop }
+        let [turns, wakings] = [width, width].map(|permits| Arc::new(Semaphore::new(permits)));
+        Self { places: Arc::new(places), room, freed: Arc::default(), turns, wakings, patience, stop }
     }
 
-    /// A place among all sandboxes.
+    /// A place for somebody who asks for a sandbox: before anything is done for them. Nothing waits, and nothing is
+    /// left of a refusal.
     ///
     /// # Errors
-    /// [`EngineError::HostFull`], [`EngineError::ShuttingDown`].
-    pub(crate) fn place(&self) -> Result<Place, EngineError> {
+    /// [`EngineError::ShuttingDown`], or which limit is reached: [`EngineError::HostFull`],
+    /// [`EngineError::HostMemoryFull`], [`EngineError::HostDiskFull`], [`EngineError::KeySandboxLimit`],
+    /// [`EngineError::KeyRateLimit`].
+    pub(crate) fn enter(&self, caller: &Caller) -> Result<Place, EngineError> {
+        self.check_disk(caller)?;
+        self.take(caller, true)
+    }
+
+    /// A place for somebody who had one and lost it with a sandbox that did not come up.
+    ///
+    /// # Errors
+    /// As [`Self::enter`], but for the rate, which counts what somebody asks for.
+    pub(crate) fn enter_again(&self, caller: &Caller) -> Result<Place, EngineError> {
+        self.take(caller, false)
+    }
+
+    fn take(&self, caller: &Caller, asked: bool) -> Result<Place, EngineError> {
         if self.stop.is_cancelled() {
             return Err(EngineError::ShuttingDown);
         }
-        let limit = self.max_sandboxes;
-        let permit = self.places.clone().try_acquire_owned().map_err(|_| EngineError::HostFull { limit })?;
-        Ok(Place { permit: Some(permit), freed: self.freed.clone() })
+        let taken = Places::take(&self.places, caller, asked)?;
+        Ok(Place { taken: Some(taken), freed: self.freed.clone() })
+    }
+
+    /// A microsecond: the file system counts its free blocks all the time.
+    fn check_disk(&self, caller: &Caller) -> Result<(), EngineError> {
+        if matches!(caller, Caller::Server) {
+            return Ok(());
+        }
+        let DiskRoom { dir, reserve_bytes } = &self.room;
+        let found = rustix::fs::statvfs(dir).map_err(|error| EngineError::Host {
+            stage: "looking for free disk space",
+            reason: error.to_string(),
+        })?;
+        let free = found.f_bavail.saturating_mul(found.f_frsize);
+        if free < *reserve_bytes {
+            return Err(EngineError::HostDiskFull { free_mib: free >> 20, reserve_mib: reserve_bytes >> 20 });
+        }
+        Ok(())
     }
 
     /// Waits for a turn to start a microVM.
@@ -93,8 +137,14 @@ impl Admission {
         self.freed.notified().await;
     }
 
+    /// How many more sandboxes the host has room for.
     pub(crate) fn free_places(&self) -> usize {
-        self.places.available_permits()
+        self.places.free()
+    }
+
+    /// Memory committed to sandboxes that exist, MiB.
+    pub(crate) fn committed_mib(&self) -> u64 {
+        self.places.committed_mib()
     }
 
     /// Whether a turn of either kind could be had at once.
@@ -106,11 +156,18 @@ impl Admission {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::places::HostLimits;
+
+    fn admission(stop: &CancellationToken, reserve_bytes: u64) -> Admission {
+        let places = Places::new(HostLimits { max_sandboxes: 2, max_memory_mib: u64::MAX, sandbox_mib: 1 });
+        let room = DiskRoom { dir: std::env::temp_dir(), reserve_bytes };
+        Admission::new(places, room, 1, Duration::from_secs(30), stop.clone())
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_turn_is_waited_for_and_not_for_ever() {
         let stop = CancellationToken::new();
-        let admission = Admission::new(2, 1, Duration::from_secs(30), stop.clone());
+        let admission = admission(&stop, 0);
         let turn = admission.turn().await.unwrap();
         assert!(!admission.has_free_turn());
         assert!(
@@ -122,16 +179,25 @@ mod tests {
         assert!(matches!(third, Err(EngineError::ShuttingDown)));
         drop(second);
         assert!(matches!(admission.turn().await, Err(EngineError::ShuttingDown)));
-        assert!(matches!(admission.place(), Err(EngineError::ShuttingDown)));
+        assert!(matches!(admission.enter(&Caller::Anyone), Err(EngineError::ShuttingDown)));
     }
 
-    #[tokio::test]
-    async fn places_are_as_many_as_there_are() {
-        let admission = Admission::new(1, 1, Duration::from_secs(1), CancellationToken::new());
-        let place = admission.place().unwrap();
-        assert_eq!(admission.free_places(), 0);
-        assert!(matches!(admission.place(), Err(EngineError::HostFull { limit: 1 })));
-        drop(place);
+    #[tokio::test(start_paused = true)]
+    async fn a_place_that_was_given_back_is_told_of() {
+        let admission = admission(&CancellationToken::new(), 0);
+        let place = admission.enter(&Caller::Anyone).unwrap();
         assert_eq!(admission.free_places(), 1);
+        assert!(tokio::time::timeout(Duration::from_secs(1), admission.place_freed()).await.is_err());
+        drop(place);
+        assert_eq!(admission.free_places(), 2);
+        admission.place_freed().await;
+    }
+
+    #[test]
+    fn nothing_is_made_in_the_last_of_the_disk() {
+        let admission = admission(&CancellationToken::new(), u64::MAX);
+        assert!(matches!(admission.enter(&Caller::Anyone), Err(EngineError::HostDiskFull { .. })));
+        assert_eq!(admission.free_places(), 2, "nothing is left of a refusal");
+        admission.enter(&Caller::Server).unwrap();
     }
 }

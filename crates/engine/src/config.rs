@@ -8,6 +8,9 @@ use std::time::Duration;
 use manta_host::disk::CloneMode;
 use manta_vmm::Vmm;
 
+/// What a VMM takes beside its guest's memory, MiB.
+pub const VMM_OVERHEAD_MIB: u64 = 48;
+
 /// Settings of an [`crate::Engine`].
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
@@ -53,6 +56,10 @@ pub struct EngineConfig {
     pub queue_timeout: Duration,
     /// Most sandboxes at once.
     pub max_sandboxes: usize,
+    /// Most memory committed to sandboxes, MiB: to each its guest's and [`VMM_OVERHEAD_MIB`].
+    pub max_memory_mib: u64,
+    /// Disk space of the work directory that stays free, bytes: no sandbox and no snapshot is made below it.
+    pub disk_reserve_bytes: u64,
     /// Lifetime of a sandbox whose creator asks for none; none: without a limit.
     pub sandbox_timeout: Option<Duration>,
     /// Longest lifetime that may be asked for; none: [`crate::LONGEST_LIFETIME`].

@@ -7,6 +7,7 @@ use manta_api::{SandboxId, SandboxState, SnapshotId};
 use thiserror::Error;
 
 use crate::agent::Output;
+use crate::caller::Rate;
 use crate::ending::Ending;
 
 /// A request that failed.
@@ -85,6 +86,41 @@ pub enum EngineError {
     HostFull {
         /// The limit.
         limit: usize,
+    },
+    /// As much memory as allowed is committed to sandboxes.
+    #[error(
+        "the host is full: {committed_mib} of {limit_mib} MiB of memory are committed to sandboxes, and another does \
+         not fit; destroy some or try again later"
+    )]
+    HostMemoryFull {
+        /// To those that exist.
+        committed_mib: u64,
+        /// The limit.
+        limit_mib: u64,
+    },
+    /// Too little of the disk is free.
+    #[error(
+        "the host's disk is full: {free_mib} MiB are free, and {reserve_mib} stay free; delete snapshots or make room"
+    )]
+    HostDiskFull {
+        /// What is free.
+        free_mib: u64,
+        /// What is to stay free.
+        reserve_mib: u64,
+    },
+    /// As many sandboxes as the caller's key may have.
+    #[error("your API key has its {limit} sandboxes; destroy some")]
+    KeySandboxLimit {
+        /// The limit.
+        limit: u32,
+    },
+    /// Faster than the caller's key may make sandboxes.
+    #[error("your API key may make {rate} sandboxes (per second:at once); try again in {}", humantime(*after))]
+    KeyRateLimit {
+        /// The limit.
+        rate: Rate,
+        /// When it is worth another try.
+        after: Duration,
     },
     /// Its turn did not come in time.
     #[error("the host is busy: no microVM could be started for you within {}; try again later", humantime(*after))]

@@ -10,6 +10,8 @@ use manta_api::{Event, EventKind, SandboxId};
 use tokio::sync::watch;
 use tracing::{debug, info};
 
+use crate::caller::Caller;
+
 /// Events kept: some 200 bytes each.
 const KEPT: usize = 10_000;
 /// Most that are looked at while the log is locked: some microseconds.
@@ -65,9 +67,9 @@ impl Events {
         });
     }
 
-    /// One that has nothing more to say than what happened to which sandbox.
-    pub(crate) fn emit_plain(&self, event: EventKind, sandbox_id: &SandboxId) {
-        self.emit(Event::new(event, Some(sandbox_id.clone())));
+    /// One that has nothing more to say than what happened to which sandbox, and by whom.
+    pub(crate) fn emit_plain(&self, event: EventKind, sandbox_id: &SandboxId, caller: &Caller) {
+        self.emit(Event { who: caller.who(), ..Event::new(event, Some(sandbox_id.clone())) });
     }
 
     /// No more events come: readers end when they have read what there is.
@@ -165,6 +167,7 @@ fn log(event: &Event) {
                 seq = event.seq,
                 event = event.event.as_str(),
                 sandbox_id = event.sandbox_id.as_ref().map(display),
+                who = event.who.as_deref(),
                 snapshot_id = event.snapshot_id.as_ref().map(display),
                 duration_us = event.duration_us,
                 exit_code = event.exit_code,
@@ -193,7 +196,7 @@ mod tests {
     }
 
     fn emit(events: &Events, numbers: std::ops::RangeInclusive<u8>) {
-        numbers.for_each(|n| events.emit_plain(EventKind::Created, &id(n)));
+        numbers.for_each(|n| events.emit_plain(EventKind::Created, &id(n), &Caller::Anyone));
     }
 
     /// All that is there, as `(number, how many are lost)`.

@@ -87,6 +87,7 @@ pub(crate) async fn run(
 /// What the event log says of a command that ended, or of one whose client hung up: never what it was, or printed.
 pub(crate) fn event(
     id: &SandboxId,
+    who: Option<String>,
     took: Duration,
     outcome: Option<&Result<ExecOutput, EngineError>>,
 ) -> Event {
@@ -101,5 +102,5 @@ pub(crate) fn event(
     };
     let duration_us = u64::try_from(took.as_micros()).ok();
     let reason = reason.map(str::to_owned);
-    Event { duration_us, exit_code, reason, ..Event::new(EventKind::Exec, Some(id.clone())) }
+    Event { who, duration_us, exit_code, reason, ..Event::new(EventKind::Exec, Some(id.clone())) }
 }

@@ -6,6 +6,7 @@
 mod admission;
 mod agent;
 mod artifacts;
+mod caller;
 mod config;
 mod confine;
 mod dirs;
@@ -19,6 +20,7 @@ mod guest;
 mod lifecycle;
 mod lifetime;
 mod metrics;
+mod places;
 mod pool;
 mod resources;
 mod sandbox;
@@ -32,7 +34,8 @@ mod timing;
 
 pub use self::metrics::describe as describe_metrics;
 pub use agent::{ExecOutput, Output};
-pub use config::EngineConfig;
+pub use caller::{Caller, KeyHolder, KeyLimits, Rate, SERVER};
+pub use config::{EngineConfig, VMM_OVERHEAD_MIB};
 pub use ending::Ending;
 pub use engine::{Engine, ShutdownReport};
 pub use error::{EngineError, StartError};

@@ -15,6 +15,10 @@ const STAGE_SECONDS: &str = "manta_stage_seconds";
 const OPERATION_SECONDS: &str = "manta_operation_seconds";
 /// How many sandboxes there are now.
 const SANDBOXES: &str = "manta_sandboxes";
+/// Memory of the sandboxes that exist.
+const MEMORY_COMMITTED: &str = "manta_memory_committed_bytes";
+/// How much that may be.
+const MEMORY_LIMIT: &str = "manta_memory_limit_bytes";
 /// How many wait in a pool now.
 const POOL_DEPTH: &str = "manta_pool_depth";
 /// How many are to wait in it.
@@ -86,6 +90,12 @@ pub fn describe() {
         "Time from a request to its outcome, in seconds, by what was found in the pool."
     );
     describe_gauge!(SANDBOXES, Unit::Count, "Sandboxes that exist, by state.");
+    describe_gauge!(
+        MEMORY_COMMITTED,
+        Unit::Bytes,
+        "Memory committed to sandboxes that exist, in bytes: each one's whole memory, and its VMM's."
+    );
+    describe_gauge!(MEMORY_LIMIT, Unit::Bytes, "Memory that may be committed to sandboxes, in bytes.");
     describe_gauge!(POOL_DEPTH, Unit::Count, "What waits in a pool, ready to be claimed.");
     describe_gauge!(POOL_TARGET, Unit::Count, "What is to wait in a pool when nobody claims.");
     describe_counter!(POOL_CLAIMS, Unit::Count, "Claims from a pool: hit when something waited there.");
@@ -133,6 +143,13 @@ pub(crate) fn sandboxes(states: &[SandboxState]) {
         let count = states.iter().filter(|&&other| other == state).count();
         gauge!(SANDBOXES, "state" => name).set(float(count));
     }
+}
+
+/// Memory committed to the sandboxes that exist, and the limit.
+pub(crate) fn memory(committed_mib: u64, limit_mib: u64) {
+    let bytes = |mib: u64| mib as f64 * f64::from(1 << 20);
+    gauge!(MEMORY_COMMITTED).set(bytes(committed_mib));
+    gauge!(MEMORY_LIMIT).set(bytes(limit_mib));
 }
 
 /// How many wait in each pool, and how many should.

@@ -1,7 +1,6 @@
 //! One sandbox: a task that owns its resources, and the handle others talk to it through.
 //! The life it leads is drawn in [`crate::lifecycle`].
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,9 @@ use tracing::{info, warn};
 
 use crate::admission::Place;
 use crate::agent::{ExecOutput, excerpt};
+use crate::caller::Caller;
 use crate::ending::Ending;
+use crate::engine::Wish;
 use crate::error::EngineError;
 use crate::exec::{self, ExecSpec};
 use crate::lifecycle::takes_commands;
@@ -39,7 +40,7 @@ pub(crate) type Ended = Box<dyn FnOnce(Ending) + Send>;
 
 /// What somebody wants of a running sandbox.
 enum Ask {
-    Exec(Box<ExecSpec>, Clock, Answer<ExecOutput>),
+    Exec(Caller, Box<ExecSpec>, Clock, Answer<ExecOutput>),
     Snapshot(Order, Answer<Arc<Stored>>),
     Extend(Duration, Answer<SandboxInfo>),
 }
@@ -48,7 +49,7 @@ impl Ask {
     fn refuse(self, error: EngineError) {
         // Who asked may be gone.
         match self {
-            Self::Exec(_, _, answer) => drop(answer.send(Err(error))),
+            Self::Exec(_, _, _, answer) => drop(answer.send(Err(error))),
             Self::Snapshot(_, answer) => drop(answer.send(Err(error))),
             Self::Extend(_, answer) => drop(answer.send(Err(error))),
         }
@@ -60,8 +61,7 @@ impl Ask {
 pub(crate) struct Creator {
     pub(crate) answer: Answer<()>,
     pub(crate) clock: Clock,
-    /// From when it is handed out; none: without a limit.
-    pub(crate) lifetime: Option<Duration>,
+    pub(crate) wish: Wish,
 }
 
 /// Talks to a sandbox's task.
@@ -70,7 +70,7 @@ pub(crate) struct Handle {
     asks: mpsc::Sender<Ask>,
     info: watch::Receiver<SandboxInfo>,
     leave: CancellationToken,
-    requested: Arc<AtomicBool>,
+    requested: Arc<OnceLock<Caller>>,
     /// Where the time went when it was destroyed; there before its state is [`SandboxState::Stopped`].
     destroyed: Arc<OnceLock<Timings>>,
 }
@@ -88,7 +88,8 @@ impl Handle {
     ) -> Self {
         let id = info.id.clone();
         let (sandbox_id, snapshot_id) = (Some(id.clone()), info.snapshot_id.clone());
-        shared.events.emit(Event { snapshot_id, ..Event::new(EventKind::Created, sandbox_id) });
+        let who = creator.wish.caller.who();
+        shared.events.emit(Event { who, snapshot_id, ..Event::new(EventKind::Created, sandbox_id) });
         let (asks, queue) = mpsc::channel(64);
         let (publish, info_receiver) = watch::channel(info);
         let leave = shared.stop.child_token();
@@ -103,6 +104,7 @@ impl Handle {
             doomed: CancellationToken::new(),
             queue,
             leave: leave.clone(),
+            maker: creator.wish.caller.clone(),
             requested: Arc::clone(&requested),
             lifetime: Lifetime::default(),
             shared,
@@ -128,8 +130,13 @@ impl Handle {
     }
 
     /// Runs a command. Dropping this kills it.
-    pub(crate) async fn exec(&self, spec: ExecSpec, clock: Clock) -> Result<ExecOutput, EngineError> {
-        self.ask(|answer| Ask::Exec(Box::new(spec), clock, answer)).await
+    pub(crate) async fn exec(
+        &self,
+        caller: Caller,
+        spec: ExecSpec,
+        clock: Clock,
+    ) -> Result<ExecOutput, EngineError> {
+        self.ask(|answer| Ask::Exec(caller, Box::new(spec), clock, answer)).await
     }
 
     /// Saves the sandbox. Dropping this before it is done leaves no snapshot.
@@ -151,8 +158,9 @@ impl Handle {
     }
 
     /// Completes when its guest is dead and its files are gone; tells where the time went.
-    pub(crate) async fn destroy(&self) -> Timings {
-        self.requested.store(true, Ordering::Release);
+    pub(crate) async fn destroy(&self, caller: &Caller) -> Timings {
+        // The first one counts.
+        let _ = self.requested.set(caller.clone());
         self.leave.cancel();
         let mut info = self.info.clone();
         // An error means that the task is gone, and the sandbox with it.
@@ -175,8 +183,10 @@ struct Task {
     queue: mpsc::Receiver<Ask>,
     /// Somebody wants the sandbox gone.
     leave: CancellationToken,
-    /// Whoever that is asked for it, and did not just hang up.
-    requested: Arc<AtomicBool>,
+    /// Whose it is.
+    maker: Caller,
+    /// Who asked for its end, and did not just hang up.
+    requested: Arc<OnceLock<Caller>>,
     lifetime: Lifetime,
     shared: Shared,
     /// Its place among all sandboxes; a failed one keeps it until it is destroyed.
@@ -186,11 +196,11 @@ struct Task {
 
 impl Task {
     async fn live(mut self, creator: Creator, ended: Ended) {
-        let Creator { answer: created, clock, lifetime } = creator;
+        let Creator { answer: created, clock, wish } = creator;
         match self.bring_up(&clock).await {
             Ok(()) => {
                 let (pid, address) = (self.resources.pid(), self.resources.host_address());
-                let expires_unix_s = lifetime.map(|limit| self.lifetime.set(limit));
+                let expires_unix_s = wish.lifetime.map(|limit| self.lifetime.set(limit));
                 self.info.send_modify(|info| {
                     info.state = SandboxState::Running;
                     info.expires_unix_s = expires_unix_s;
@@ -198,14 +208,14 @@ impl Task {
                     info.host_address = address.unwrap_or(info.host_address);
                 });
                 if !created.is_closed() {
-                    self.shared.events.emit_plain(EventKind::Ready, &self.id);
+                    self.shared.events.emit_plain(EventKind::Ready, &self.id, &self.maker);
                 }
                 // A creator that is gone has cancelled `leave`.
                 let _ = created.send(Ok(()));
                 self.serve().await;
                 let (clock, ending) = (Clock::start(), self.ending());
                 if ending == Ending::Expired {
-                    self.shared.events.emit_plain(EventKind::Expired, &self.id);
+                    self.shared.events.emit_plain(EventKind::Expired, &self.id, &Caller::Server);
                 }
                 self.drain(&ending).await;
                 self.end(false, clock, ending, ended).await;
@@ -285,7 +295,7 @@ impl Task {
         let info = self.info.borrow();
         if info.state == SandboxState::Failed {
             Ending::Crashed(excerpt(info.reason.as_deref().unwrap_or_default()))
-        } else if self.requested.load(Ordering::Acquire) {
+        } else if self.requested.get().is_some() {
             Ending::Requested
         } else if self.shared.stop.is_cancelled() {
             Ending::Shutdown
@@ -295,6 +305,15 @@ impl Task {
             Ending::Expired
         } else {
             Ending::NotCreated
+        }
+    }
+
+    /// Who ends it, when it is to go.
+    fn who_ends(&self, ending: &Ending) -> Option<String> {
+        match (ending, self.requested.get()) {
+            (Ending::Requested | Ending::Crashed(_), Some(caller)) => caller.who(),
+            (Ending::Abandoned, _) => self.maker.who(),
+            _ => Caller::Server.who(),
         }
     }
 
@@ -308,7 +327,7 @@ impl Task {
         }
         let (shared, doomed) = (self.shared.clone(), self.doomed.clone());
         match ask {
-            Ask::Exec(spec, clock, mut answer) => drop(self.jobs.spawn(async move {
+            Ask::Exec(caller, spec, clock, mut answer) => drop(self.jobs.spawn(async move {
                 clock.passed("queue");
                 let (began, session) = (Instant::now(), &subject.session);
                 let outcome = tokio::select! {
@@ -316,7 +335,7 @@ impl Task {
                     () = answer.closed() => None,
                     outcome = exec::run(&info.id, session, *spec, &shared.config, &doomed, &clock) => Some(outcome),
                 };
-                shared.events.emit(exec::event(&info.id, began.elapsed(), outcome.as_ref()));
+                shared.events.emit(exec::event(&info.id, caller.who(), began.elapsed(), outcome.as_ref()));
                 if let Some(outcome) = outcome {
                     let _ = answer.send(outcome);
                 }
@@ -366,7 +385,8 @@ impl Task {
     async fn fail(&mut self, reason: String) {
         warn!(sandbox_id = %self.id, reason, "the sandbox failed");
         let crashed = Event::new(EventKind::Crashed, Some(self.id.clone()));
-        self.shared.events.emit(Event { reason: Some(excerpt(&reason)), ..crashed });
+        let (who, excerpt) = (Caller::Server.who(), Some(excerpt(&reason)));
+        self.shared.events.emit(Event { who, reason: excerpt, ..crashed });
         self.info.send_modify(|info| {
             info.state = SandboxState::Failed;
             info.reason = Some(reason);
@@ -387,9 +407,9 @@ impl Task {
         }
         clock.passed("drain");
         clock.include(self.resources.tear_down(&self.id, &self.shared, keep_dir).await);
-        let reason = Some(ending.as_str().to_owned());
+        let (who, reason) = (self.who_ends(&ending), Some(ending.as_str().to_owned()));
         let destroyed = Event::new(EventKind::Destroyed, Some(self.id.clone()));
-        self.shared.events.emit(Event { reason, ..destroyed });
+        self.shared.events.emit(Event { who, reason, ..destroyed });
         ended(ending);
         self.queue.close();
         while let Some(ask) = self.queue.recv().await {

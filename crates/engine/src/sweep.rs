@@ -10,6 +10,7 @@ use manta_host::net::sweep_network;
 use manta_host::process::processes_in;
 use tracing::info;
 
+use crate::caller::Caller;
 use crate::dirs::remove_dir;
 use crate::events::Events;
 
@@ -35,7 +36,8 @@ pub(crate) fn sweep(
             dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<SandboxId>().ok());
         if let Some(id) = id {
             let reason = Some("left_behind".to_owned());
-            events.emit(Event { reason, ..Event::new(EventKind::Swept, Some(id)) });
+            let who = Caller::Server.who();
+            events.emit(Event { who, reason, ..Event::new(EventKind::Swept, Some(id)) });
         }
     }
     Ok(())

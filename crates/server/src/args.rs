@@ -110,6 +110,12 @@ pub struct ServerArgs {
     /// Most sandboxes at once; default: as many as fit into the machine's memory
     #[arg(long, env = "MANTA_MAX_SANDBOXES", value_name = "MANTA_MAX_SANDBOXES", value_parser = clap::value_parser!(u16).range(1..=16000))]
     pub max_sandboxes: Option<u16>,
+    /// Most memory committed to sandboxes, MiB: to each its MANTA_MEM_MIB, and 48 for its VMM; more than the machine has overcommits; default: the machine's memory, less 1024
+    #[arg(long, env = "MANTA_MAX_MEMORY_MIB", value_name = "MANTA_MAX_MEMORY_MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    pub max_memory_mib: Option<u64>,
+    /// Disk space of the work directory that stays free, MiB: below it no sandbox and no snapshot is made, below twice as much none ahead of time
+    #[arg(long, env = "MANTA_DISK_RESERVE_MIB", value_name = "MANTA_DISK_RESERVE_MIB", default_value = "256", value_parser = clap::value_parser!(u64).range(0..=1 << 30))]
+    pub disk_reserve_mib: u64,
     /// Restore new sandboxes from a golden snapshot, made at the first start; 0: boot each
     #[arg(long, env = "MANTA_ENABLE_SNAPSHOTS", value_name = "MANTA_ENABLE_SNAPSHOTS", default_value = "1", value_parser = switch, action = ArgAction::Set)]
     pub enable_snapshots: bool,

@@ -15,7 +15,7 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, Secur
 use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response as Documented, ResponseBuilder};
 
 use crate::error::ApiError;
-use crate::keys::{LiveKeys, Refused};
+use crate::keys::{Holder, LiveKeys, Refused};
 
 /// Needs no key, so that a supervisor or a load balancer needs none.
 const OPEN: (Method, &str) = (Method::GET, "/healthz");
@@ -24,13 +24,19 @@ const DESCRIPTION: &str = "A key made by `manta key create`. Needed once there i
     listens on more than loopback; not on its Unix socket.";
 
 /// The middleware: before a route is looked for, so that who has no key does not learn which there are.
-pub(crate) async fn require_key(State(keys): State<Arc<LiveKeys>>, request: Request, next: Next) -> Response {
+pub(crate) async fn require_key(
+    State(keys): State<Arc<LiveKeys>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     if is_open(request.method(), request.uri().path()) {
         return next.run(request).await;
     }
     match keys.admit(bearer(request.headers())) {
-        Ok(key) => {
-            Span::current().record("key_id", key.map(field::display));
+        Ok(None) => next.run(request).await,
+        Ok(Some(Holder { record, caller })) => {
+            Span::current().record("key_id", field::display(&record.id));
+            request.extensions_mut().insert(caller);
             next.run(request).await
         }
         Err(Refused::Unauthorized) => {

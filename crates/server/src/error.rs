@@ -1,22 +1,27 @@
 //! The one place where errors become statuses, codes and public messages.
 
-use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use std::time::Duration;
+
+use axum::http::header::{self, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use manta_api::{ErrorBody, ErrorCode};
 use manta_engine::{EngineError, Output};
 use tracing::error;
 
+use crate::metrics;
 use crate::server_timing::ServerTiming;
 
-/// Seconds after which a full host is worth another try.
-const RETRY_AFTER_S: u64 = 1;
+/// After this a full host, or a used-up limit, is worth another try, unless it is known better.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// An answer that is not 2xx.
 #[derive(Debug)]
 pub(crate) struct ApiError {
     body: Box<ErrorBody>,
     timing: Option<ServerTiming>,
+    /// When it is worth another try, if that is known.
+    retry_after: Option<Duration>,
 }
 
 impl ApiError {
@@ -24,7 +29,7 @@ impl ApiError {
         let (error, no) = (message.into(), None);
         let body =
             ErrorBody { error, code, stdout: None, stderr: None, stdout_truncated: no, stderr_truncated: no };
-        Self { body: Box::new(body), timing: None }
+        Self { body: Box::new(body), timing: None, retry_after: None }
     }
 
     /// Also tells where the time went.
@@ -53,6 +58,10 @@ impl ApiError {
             EngineError::SandboxBusy { .. } => (ErrorCode::SandboxBusy, None),
             EngineError::BadRequest(_) => (ErrorCode::BadRequest, None),
             EngineError::HostFull { .. } => (ErrorCode::HostFull, None),
+            EngineError::HostMemoryFull { .. } => (ErrorCode::HostMemoryFull, None),
+            EngineError::HostDiskFull { .. } => (ErrorCode::HostDiskFull, None),
+            EngineError::KeySandboxLimit { .. } => (ErrorCode::KeySandboxLimit, None),
+            EngineError::KeyRateLimit { .. } => (ErrorCode::KeyRateLimit, None),
             EngineError::Overloaded { .. } => (ErrorCode::Overloaded, None),
             EngineError::ShuttingDown => (ErrorCode::ShuttingDown, None),
             EngineError::BootFailed { .. } => (ErrorCode::BootFailed, None),
@@ -67,7 +76,10 @@ impl ApiError {
                 return Self::new(ErrorCode::Internal, "the host failed; the server's log says how");
             }
         };
-        let answer = Self::new(code, error.to_string());
+        let mut answer = Self::new(code, error.to_string());
+        if let EngineError::KeyRateLimit { after, .. } = error {
+            answer.retry_after = Some(*after);
+        }
         match output {
             Some(output) => answer.with_output(output, encode),
             None => answer,
@@ -85,9 +97,13 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status =
             StatusCode::from_u16(self.body.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        metrics::rejected(self.body.code);
         let mut response = (status, self.timing, axum::Json(&*self.body)).into_response();
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+        if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+            let after = self.retry_after.unwrap_or(RETRY_AFTER);
+            // In whole seconds, and not too early.
+            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -10,7 +10,7 @@ use manta_host::mounts::filesystem_of;
 
 use crate::args::ServerArgs;
 use crate::routes::AppState;
-use crate::run::{start_width, vmm_pool_size, warm_pool_size};
+use crate::run::{max_memory_mib, start_width, vmm_pool_size, warm_pool_size};
 
 /// What does not change while the server runs.
 #[derive(Debug)]
@@ -64,6 +64,7 @@ fn settings(args: &ServerArgs, iface: Option<&str>) -> BTreeMap<String, String> 
         ("MANTA_WARM_POOL_SIZE", warm_pool_size(args).to_string()),
         ("MANTA_WARM_MAX_AGE", format!("{:?}", args.warm_max_age)),
         ("MANTA_START_WIDTH", start_width(args).to_string()),
+        ("MANTA_MAX_MEMORY_MIB", max_memory_mib(args).to_string()),
         ("MANTA_ENABLE_SNAPSHOTS", u8::from(args.enable_snapshots).to_string()),
         ("MANTA_ROOTFS_CLONE_MODE", clone_mode.to_owned()),
         ("MANTA_HOST_IFACE", iface.unwrap_or("none").to_owned()),

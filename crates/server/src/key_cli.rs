@@ -1,10 +1,12 @@
 //! `manta key`: makes, lists and revokes API keys. Arguments and printing; the keys are in `keys/`.
 
 use std::io::{self, Write};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
+use manta_engine::{KeyLimits, Rate};
 use thiserror::Error;
 
 use crate::args::duration;
@@ -36,6 +38,13 @@ enum KeyCommand {
         /// How long it counts, such as 30d or 12h; default: until it is revoked
         #[arg(long, value_name = "DURATION", value_parser = duration)]
         expires: Option<Duration>,
+        /// Most sandboxes at once with this key; default: no limit
+        #[arg(long, value_name = "N")]
+        max_sandboxes: Option<NonZeroU32>,
+        /// Most sandboxes made per second with this key, restored ones included, and after a colon how many at once,
+        /// such as 10, 0.5 or 10:100; default: no limit
+        #[arg(long, value_name = "RATE[:BURST]")]
+        creates_per_s: Option<Rate>,
     },
     /// List the keys, oldest first: names, ids and last characters
     List,
@@ -76,7 +85,10 @@ pub enum KeyCliError {
 /// See [`KeyCliError`].
 pub fn key(args: &KeyArgs) -> Result<(), KeyCliError> {
     let text = match &args.command {
-        KeyCommand::Create { name, expires } => create(args, name, *expires)?,
+        KeyCommand::Create { name, expires, max_sandboxes, creates_per_s } => {
+            let limits = KeyLimits { max_sandboxes: *max_sandboxes, creates_per_s: *creates_per_s };
+            create(args, name, *expires, limits)?
+        }
         KeyCommand::List => {
             list(&KeyFile::read(&args.work_dir)?.unwrap_or_default(), unix_ms(SystemTime::now()))
         }
@@ -86,13 +98,20 @@ pub fn key(args: &KeyArgs) -> Result<(), KeyCliError> {
 }
 
 /// The key, on a line of its own: for `KEY=$(manta key create …)`.
-fn create(args: &KeyArgs, name: &str, expires: Option<Duration>) -> Result<String, KeyCliError> {
+fn create(
+    args: &KeyArgs,
+    name: &str,
+    expires: Option<Duration>,
+    limits: KeyLimits,
+) -> Result<String, KeyCliError> {
     let now = unix_ms(SystemTime::now());
     let expires = expires.map(|after| expiry(now, after).ok_or(KeyCliError::Expires)).transpose()?;
     let mut file = KeyFile::lock(&args.work_dir)?;
     Keys::check_name(name, &file.keys).map_err(|error: NameError| KeyCliError::Name(error.to_string()))?;
     let secret = Secret::new().map_err(KeyCliError::Random)?;
-    file.keys.push(KeyRecord::new(&secret, name, now, expires).map_err(KeyCliError::Random)?);
+    let mut record = KeyRecord::new(&secret, name, now, expires).map_err(KeyCliError::Random)?;
+    record.limits = limits;
+    file.keys.push(record);
     file.save()?;
     Ok(format!("{}\n", secret.reveal()))
 }
@@ -130,12 +149,23 @@ fn list(keys: &[KeyRecord], now_unix_ms: u64) -> String {
             key.id.clone(),
             table::utc(key.created_unix_ms),
             expires,
+            limit(key.limits.max_sandboxes),
+            limit(key.limits.creates_per_s),
             format!("…{}", key.last4),
         ]
     });
-    table::lines(std::iter::once(["NAME", "ID", "CREATED", "EXPIRES", "KEY"].map(str::to_owned)).chain(rows))
-        .join("\n")
+    table::lines(
+        std::iter::once(
+            ["NAME", "ID", "CREATED", "EXPIRES", "SANDBOXES", "CREATES/S", "KEY"].map(str::to_owned),
+        )
+        .chain(rows),
+    )
+    .join("\n")
         + "\n"
+}
+
+fn limit(limit: Option<impl ToString>) -> String {
+    limit.map_or_else(|| "any".to_owned(), |limit| limit.to_string())
 }
 
 /// `None` when it is later than any time that can be printed.
@@ -157,10 +187,12 @@ mod tests {
         let mut passing = key.clone();
         passing.name = "a-guest".to_owned();
         passing.expires_unix_ms = Some(1_795_000_060_000);
+        passing.limits =
+            KeyLimits { max_sandboxes: NonZeroU32::new(3), creates_per_s: "0.5:10".parse().ok() };
         let expected = "\
-NAME     ID                CREATED               EXPIRES                         KEY
-ci       key-0123456789ab  2026-11-18T11:06:40Z  never                           …89ab
-a-guest  key-0123456789ab  2026-11-18T11:06:40Z  2026-11-18T11:07:40Z (expired)  …89ab
+NAME     ID                CREATED               EXPIRES                         SANDBOXES  CREATES/S  KEY
+ci       key-0123456789ab  2026-11-18T11:06:40Z  never                           any        any        …89ab
+a-guest  key-0123456789ab  2026-11-18T11:06:40Z  2026-11-18T11:07:40Z (expired)  3          0.5:10     …89ab
 ";
         assert_eq!(list(&[key, passing], 1_795_000_060_000), expected);
         assert_eq!(list(&[], 0), "no keys\n");

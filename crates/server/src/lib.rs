@@ -19,6 +19,7 @@ mod routes;
 mod run;
 mod server_timing;
 mod snapshot_cli;
+mod stamp;
 mod table;
 mod telemetry;
 

@@ -34,6 +34,20 @@ const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Answers, by route and status.
 const HTTP_REQUESTS: &str = "manta_http_requests_total";
+/// Requests that were turned away, by code.
+const REJECTIONS: &str = "manta_rejections_total";
+/// The codes of those: who may not call, or not so much, or finds the host full.
+const REJECTED: [(ErrorCode, &str); 9] = [
+    (ErrorCode::Unauthorized, "unauthorized"),
+    (ErrorCode::KeySandboxLimit, "key_sandbox_limit"),
+    (ErrorCode::KeyRateLimit, "key_rate_limit"),
+    (ErrorCode::HostFull, "host_full"),
+    (ErrorCode::HostMemoryFull, "host_memory_full"),
+    (ErrorCode::HostDiskFull, "host_disk_full"),
+    (ErrorCode::SnapshotStorageFull, "snapshot_storage_full"),
+    (ErrorCode::Overloaded, "overloaded"),
+    (ErrorCode::SandboxBusy, "sandbox_busy"),
+];
 /// From a request's head to its answer's.
 const HTTP_REQUEST_SECONDS: &str = "manta_http_request_seconds";
 /// Always 1; its labels tell what is running.
@@ -92,6 +106,14 @@ impl Metrics {
 
 fn describe() {
     describe_counter!(HTTP_REQUESTS, Unit::Count, "Answered HTTP requests, by route and status.");
+    describe_counter!(
+        REJECTIONS,
+        Unit::Count,
+        "Requests turned away before any work began: no valid key, a limit reached, no room."
+    );
+    for (_, code) in REJECTED {
+        counter!(REJECTIONS, "code" => code).increment(0);
+    }
     describe_histogram!(
         HTTP_REQUEST_SECONDS,
         Unit::Seconds,
@@ -110,6 +132,13 @@ pub(crate) fn answered(route: &str, status: StatusCode, took: Duration) {
     let status = status.as_str().to_owned();
     counter!(HTTP_REQUESTS, "route" => route.to_owned(), "status" => status).increment(1);
     histogram!(HTTP_REQUEST_SECONDS, "route" => route.to_owned()).record(took);
+}
+
+/// A request is answered with this error; counted if that turned it away.
+pub(crate) fn rejected(code: ErrorCode) {
+    if let Some((_, code)) = REJECTED.iter().find(|(other, _)| *other == code) {
+        counter!(REJECTIONS, "code" => *code).increment(1);
+    }
 }
 
 /// Has the gauges tell what this process uses; gives its processor time.

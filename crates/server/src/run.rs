@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use manta_engine::{Engine, EngineConfig, ShutdownReport, StartError};
+use manta_engine::{Engine, EngineConfig, ShutdownReport, StartError, VMM_OVERHEAD_MIB};
 use manta_host::disk::CloneMode;
 use manta_host::{facts, net};
 use manta_vmm::{VmmChoice, VmmError};
@@ -24,10 +24,8 @@ use crate::metrics::Metrics;
 use crate::routes::AppState;
 use crate::telemetry;
 
-/// Memory left to the host when the default number of sandboxes is worked out, MiB.
+/// Memory left to the host if nothing else is set, MiB.
 const HOST_RESERVE_MIB: u64 = 1024;
-/// What a VMM takes beside its guest's memory, MiB.
-const VMM_OVERHEAD_MIB: u64 = 48;
 /// How long answers under way may take to be written once all sandboxes are gone.
 const HTTP_GRACE: Duration = Duration::from_secs(5);
 
@@ -204,6 +202,8 @@ fn engine_config(args: &ServerArgs) -> Result<(EngineConfig, String), ServerErro
         start_width: start_width(args),
         queue_timeout: args.queue_timeout,
         max_sandboxes: args.max_sandboxes.map_or_else(|| fitting(args), usize::from),
+        max_memory_mib: max_memory_mib(args),
+        disk_reserve_bytes: args.disk_reserve_mib << 20,
         sandbox_timeout: args.sandbox_timeout,
         sandbox_timeout_max: args.sandbox_timeout_max,
         vsock_port: args.agent_port,
@@ -219,12 +219,22 @@ fn engine_config(args: &ServerArgs) -> Result<(EngineConfig, String), ServerErro
     Ok((config, choice.reason))
 }
 
-/// How many sandboxes fit into this machine's memory, beside the VMMs that wait; at least one.
+/// How many sandboxes fit into the memory for them, beside the VMMs that wait; at least one.
 fn fitting(args: &ServerArgs) -> usize {
     let waiting = vmm_pool_size(args) as u64 * VMM_OVERHEAD_MIB;
-    let room = facts::mem_mib().saturating_sub(HOST_RESERVE_MIB + waiting);
-    let fit = room / (u64::from(args.mem_mib) + VMM_OVERHEAD_MIB);
+    let fit = max_memory_mib(args).saturating_sub(waiting) / sandbox_mib(args);
     usize::try_from(fit).unwrap_or(usize::MAX).clamp(1, 16_000)
+}
+
+/// Memory that may be committed to sandboxes: room for one at least.
+pub(crate) fn max_memory_mib(args: &ServerArgs) -> u64 {
+    let rest = || facts::mem_mib().saturating_sub(HOST_RESERVE_MIB);
+    args.max_memory_mib.unwrap_or_else(rest).max(sandbox_mib(args))
+}
+
+/// Memory committed to one.
+pub(crate) fn sandbox_mib(args: &ServerArgs) -> u64 {
+    u64::from(args.mem_mib) + VMM_OVERHEAD_MIB
 }
 
 /// VMMs to start ahead of time.
@@ -239,7 +249,7 @@ pub(crate) fn warm_pool_size(args: &ServerArgs) -> usize {
     }
     args.warm_pool_size.map_or_else(
         || {
-            let fit = facts::mem_mib() / 4 / (u64::from(args.mem_mib) + VMM_OVERHEAD_MIB);
+            let fit = facts::mem_mib() / 4 / sandbox_mib(args);
             usize::try_from(fit).unwrap_or(usize::MAX).min(4 * facts::cpus())
         },
         usize::from,

@@ -83,6 +83,8 @@ impl Host {
         // As many as may be asked for at once, and not fewer than by default.
         command.env("MANTA_NETNS_POOL_SIZE", others.max(64).to_string());
         command.env("MANTA_MAX_SANDBOXES", (pool + others).to_string());
+        // They share most of their memory: more of them fit than would if each used all of its own.
+        command.env("MANTA_MAX_MEMORY_MIB", (1_u64 << 30).to_string());
         Ok(command)
     }
 }

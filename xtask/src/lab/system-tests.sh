@@ -25,7 +25,7 @@ bench() {
 
 ./system --test-threads=1
 tests=$?
-bench bench MANTA_WARM_POOL_SIZE=12 MANTA_MAX_SANDBOXES=16 -- bench --pool-aware
+bench bench MANTA_WARM_POOL_SIZE=12 MANTA_MAX_SANDBOXES=16 MANTA_MAX_MEMORY_MIB=65536 -- bench --pool-aware
 bench bench-no-pool MANTA_WARM_POOL_SIZE=0 -- bench
 bench bench-boot MANTA_ENABLE_SNAPSHOTS=0 -- bench
 bench bench-restore MANTA_WARM_POOL_SIZE=0 -- bench-restore

@@ -12,6 +12,7 @@ use tracing::warn;
 
 use super::Engine;
 use crate::admission::Place;
+use crate::caller::Caller;
 use crate::error::EngineError;
 use crate::pool::Member;
 use crate::resources::{Resources, Start};
@@ -24,27 +25,38 @@ use crate::timing::{Clock, PoolUse};
 /// guests that never answer do not keep others from being started.
 const TURN: Duration = Duration::from_secs(5);
 
+/// What is wanted of a new sandbox, whatever it begins with.
+#[derive(Debug, Clone)]
+pub(crate) struct Wish {
+    /// Whose it is to be.
+    pub(crate) caller: Caller,
+    /// How long it is to live, once it is handed out; none: without a limit.
+    pub(crate) lifetime: Option<Duration>,
+}
+
+impl Wish {
+    /// For the server itself.
+    pub(super) const OWN: Self = Self { caller: Caller::Server, lifetime: None };
+}
+
 impl Engine {
     /// See [`Engine::create`].
-    pub(super) async fn create_timed(
-        &self,
-        lifetime: Option<Duration>,
-        clock: &Clock,
-    ) -> Result<SandboxId, EngineError> {
+    pub(super) async fn create_timed(&self, wish: &Wish, clock: &Clock) -> Result<SandboxId, EngineError> {
+        let mut place = Some(self.admission.enter(&wish.caller)?);
         let _busy = self.foreground.enter();
         let Some(golden) = self.template.current() else {
-            return self.begin(Start::Boot, lifetime, clock).await;
+            return self.begin(Start::Boot, wish, place, clock).await;
         };
-        if let Some(id) = self.claim(&golden, true, lifetime, clock).await? {
+        if let Some(id) = self.claim(&golden, true, wish, &mut place, clock).await? {
             return Ok(id);
         }
         let checked = golden.clone();
         if let Err(error) = blocking(move || checked.check()).await {
             self.give_up_golden(error.to_string());
-            return self.begin(Start::Boot, lifetime, clock).await;
+            return self.begin(Start::Boot, wish, place, clock).await;
         }
         clock.passed("check");
-        let outcome = self.begin(Start::Restore(golden), lifetime, clock).await;
+        let outcome = self.begin(Start::Restore(golden), wish, place, clock).await;
         let judged = match &outcome {
             Ok(_) => self.template.restored(true),
             Err(EngineError::BootFailed { .. }) => self.template.restored(false),
@@ -60,16 +72,17 @@ impl Engine {
     pub(super) async fn restore_timed(
         &self,
         id: &SnapshotId,
-        lifetime: Option<Duration>,
+        wish: &Wish,
         clock: &Clock,
     ) -> Result<SandboxId, EngineError> {
+        let mut place = Some(self.admission.enter(&wish.caller)?);
         let _busy = self.foreground.enter();
         let stored = self.stored(id).await?;
         clock.passed("check");
-        if let Some(id) = self.claim(&stored, false, lifetime, clock).await? {
+        if let Some(id) = self.claim(&stored, false, wish, &mut place, clock).await? {
             return Ok(id);
         }
-        let restored = self.begin(Start::Restore(stored), lifetime, clock).await;
+        let restored = self.begin(Start::Restore(stored), wish, place, clock).await;
         if restored.is_err() {
             // When it was deleted meanwhile, that is the reason.
             self.stored(id).await?;
@@ -83,22 +96,23 @@ impl Engine {
         blocking(move || snapshots.get(&id, &machine)).await
     }
 
-    /// One that waited for this snapshot, if there is one that still answers.
+    /// One that waited for this snapshot, if there is one that still answers; it takes the place.
     async fn claim(
         &self,
         of: &Arc<Stored>,
         is_golden: bool,
-        lifetime: Option<Duration>,
+        wish: &Wish,
+        place: &mut Option<Place>,
         clock: &Clock,
     ) -> Result<Option<SandboxId>, EngineError> {
-        let place = self.admission.place()?;
         let _turn = self.admission.waking().await?;
         let Some(Member { id, resources, .. }) = self.warm.claim(of, is_golden, &self.shared).await else {
             return Ok(None);
         };
         clock.passed("queue");
         clock.claimed(PoolUse::Hit);
-        match self.bring_up(id, Start::Restore(of.clone()), lifetime, resources, place, clock).await {
+        let place = self.place_or_another(place.take(), wish)?;
+        match self.bring_up(id, Start::Restore(of.clone()), wish, resources, place, clock).await {
             Ok(id) => Ok(Some(id)),
             Err(error @ EngineError::BootFailed { .. }) => {
                 warn!(%error, "a sandbox that waited is of no use; another is made");
@@ -113,10 +127,11 @@ impl Engine {
     pub(super) async fn begin(
         &self,
         start: Start,
-        lifetime: Option<Duration>,
+        wish: &Wish,
+        place: Option<Place>,
         clock: &Clock,
     ) -> Result<SandboxId, EngineError> {
-        let place = self.admission.place()?;
+        let place = self.place_or_another(place, wish)?;
         self.warm.places_changed();
         let turn = self.admission.turn().await?;
         clock.passed("queue");
@@ -129,7 +144,7 @@ impl Engine {
             Some(Member { id, resources, .. }) => (id, resources),
             None => (SandboxId::from_random(random()?), Resources::default()),
         };
-        let begun = self.bring_up_or_again(id, start, lifetime, resources, place, clock);
+        let begun = self.bring_up_or_again(id, start, wish, resources, place, clock);
         let mut begun = std::pin::pin!(begun);
         tokio::select! {
             outcome = &mut begun => return outcome,
@@ -144,19 +159,19 @@ impl Engine {
         &self,
         id: SandboxId,
         start: Start,
-        lifetime: Option<Duration>,
+        wish: &Wish,
         resources: Resources,
         place: Place,
         clock: &Clock,
     ) -> Result<SandboxId, EngineError> {
         let is_restore = matches!(start, Start::Restore(_));
-        match self.bring_up(id, start.clone(), lifetime, resources, place, clock).await {
+        match self.bring_up(id, start.clone(), wish, resources, place, clock).await {
             Err(error @ EngineError::BootFailed { ended: true, .. }) if is_restore => {
                 warn!(%error, "the microVM of a new sandbox died; another is made");
                 clock.passed("lost");
                 let id = SandboxId::from_random(random()?);
-                let place = self.admission.place()?;
-                self.bring_up(id, start, lifetime, Resources::default(), place, clock).await
+                let place = self.place_or_another(None, wish)?;
+                self.bring_up(id, start, wish, Resources::default(), place, clock).await
             }
             outcome => outcome,
         }
@@ -166,7 +181,7 @@ impl Engine {
         &self,
         id: SandboxId,
         start: Start,
-        lifetime: Option<Duration>,
+        wish: &Wish,
         mut resources: Resources,
         place: Place,
         clock: &Clock,
@@ -178,6 +193,7 @@ impl Engine {
         let info = SandboxInfo {
             id: id.clone(),
             state: SandboxState::Creating,
+            owner: wish.caller.owner().map(str::to_owned),
             reason: None,
             vmm: self.shared.config.vmm.info().kind.to_string(),
             snapshot_id: match &start {
@@ -191,7 +207,7 @@ impl Engine {
             host_address: Ipv4Addr::UNSPECIFIED,
         };
         let (answer, outcome) = oneshot::channel();
-        let creator = Creator { answer, clock: clock.clone(), lifetime };
+        let creator = Creator { answer, clock: clock.clone(), wish: wish.clone() };
         let shared = self.shared.clone();
         let handle = self
             .table
@@ -200,6 +216,11 @@ impl Engine {
         outcome.await.unwrap_or(Err(EngineError::ShuttingDown))?;
         guard.disarm();
         Ok(id)
+    }
+
+    /// The place that was had, if it was not lost with a sandbox.
+    fn place_or_another(&self, place: Option<Place>, wish: &Wish) -> Result<Place, EngineError> {
+        place.map_or_else(|| self.admission.enter_again(&wish.caller), Ok)
     }
 
     /// No more of it: every sandbox boots.

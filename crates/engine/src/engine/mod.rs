@@ -2,6 +2,8 @@
 
 mod begin;
 
+pub(crate) use begin::Wish;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,10 +15,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use crate::admission::Admission;
+use crate::admission::{Admission, DiskRoom};
 use crate::agent::ExecOutput;
 use crate::artifacts::Artifacts;
-use crate::config::EngineConfig;
+use crate::caller::Caller;
+use crate::config::{EngineConfig, VMM_OVERHEAD_MIB};
 use crate::confine::Confinement;
 use crate::dirs::{self, make_dir, sandboxes};
 use crate::error::{EngineError, StartError};
@@ -25,6 +28,7 @@ use crate::exec::ExecSpec;
 use crate::fingerprint;
 use crate::lifetime;
 use crate::metrics;
+use crate::places::{HostLimits, Places};
 use crate::pool::{Foreground, Pools, PreparedVms, WarmPool};
 use crate::resources::Start;
 use crate::sandbox::Handle;
@@ -93,7 +97,11 @@ impl Engine {
         let artifacts = Artifacts::prepare(&config)?;
         let machine = fingerprint::machine(&config, &artifacts)
             .map_err(StartError::host("take the fingerprint of what snapshots depend on"))?;
-        let limits = Limits { max_snapshots: config.max_snapshots, max_bytes: config.max_snapshot_bytes };
+        let limits = Limits {
+            max_snapshots: config.max_snapshots,
+            max_bytes: config.max_snapshot_bytes,
+            reserve_bytes: config.disk_reserve_bytes,
+        };
         let opened = |store: Result<Store, StoreError>| store.map_err(StartError::host("open the snapshots"));
         let snapshots = opened(Store::open(&dirs::snapshots(&config.work_dir), limits))?;
         let templates = opened(Store::open(&dirs::golden(&config.work_dir), Limits::NONE))?;
@@ -114,8 +122,14 @@ impl Engine {
 
         let slots = Slots::new(Arc::new(host), confinement.clone(), config.netns_pool_size);
         let stop = CancellationToken::new();
-        let (places, width, patience) = (config.max_sandboxes, config.start_width, config.queue_timeout);
-        let admission = Arc::new(Admission::new(places, width, patience, stop.clone()));
+        let places = Places::new(HostLimits {
+            max_sandboxes: config.max_sandboxes,
+            max_memory_mib: config.max_memory_mib,
+            sandbox_mib: u64::from(config.mem_mib) + VMM_OVERHEAD_MIB,
+        });
+        let room = DiskRoom { dir: config.work_dir.clone(), reserve_bytes: config.disk_reserve_bytes };
+        let (width, patience) = (config.start_width, config.queue_timeout);
+        let admission = Arc::new(Admission::new(places, room, width, patience, stop.clone()));
         let shared = Shared {
             config: Arc::new(config),
             artifacts: Arc::new(artifacts),
@@ -174,10 +188,10 @@ impl Engine {
         let (templates, machine) = (self.templates.clone(), self.shared.machine.clone());
         if let Some(stored) = blocking(move || templates.golden(&machine)).await? {
             // Its memory is too large to be hashed, so it is tried.
-            match self.begin(Start::Restore(stored.clone()), None, &Clock::start()).await {
+            match self.begin(Start::Restore(stored.clone()), &Wish::OWN, None, &Clock::start()).await {
                 Ok(id) => {
                     info!(snapshot_id = %stored.manifest.id, "golden snapshot found");
-                    self.destroy(&id).await?;
+                    self.destroy(&Caller::Server, &id).await?;
                     return Ok(stored);
                 }
                 Err(error @ EngineError::BootFailed { .. }) => {
@@ -189,9 +203,9 @@ impl Engine {
             }
         }
         info!("making the golden snapshot");
-        let id = self.begin(Start::Boot, None, &Clock::start()).await?;
+        let id = self.begin(Start::Boot, &Wish::OWN, None, &Clock::start()).await?;
         let made = golden::make(&self.handle(&id)?, self.templates.clone()).await;
-        self.destroy(&id).await?;
+        self.destroy(&Caller::Server, &id).await?;
         made
     }
 
@@ -199,12 +213,14 @@ impl Engine {
     /// takes apart what was begun.
     ///
     /// # Errors
-    /// [`EngineError::BadRequest`], [`EngineError::HostFull`], [`EngineError::Overloaded`], [`EngineError::ShuttingDown`],
-    /// [`EngineError::BootFailed`] or [`EngineError::Host`]; nothing is left of it then.
-    pub async fn create(&self, timeout: Option<Duration>) -> Timed<SandboxId> {
+    /// [`EngineError::BadRequest`], [`EngineError::HostFull`], [`EngineError::HostMemoryFull`],
+    /// [`EngineError::HostDiskFull`], [`EngineError::KeySandboxLimit`], [`EngineError::KeyRateLimit`],
+    /// [`EngineError::Overloaded`], [`EngineError::ShuttingDown`], [`EngineError::BootFailed`] or
+    /// [`EngineError::Host`]; nothing is left of it then.
+    pub async fn create(&self, caller: &Caller, timeout: Option<Duration>) -> Timed<SandboxId> {
         let clock = Clock::start();
-        let outcome = match lifetime::of_new(timeout, &self.shared.config) {
-            Ok(lifetime) => self.create_timed(lifetime, &clock).await,
+        let outcome = match self.wish(caller, timeout) {
+            Ok(wish) => self.create_timed(&wish, &clock).await,
             Err(error) => Err(error),
         };
         clock.finish(Operation::Create, outcome)
@@ -215,13 +231,23 @@ impl Engine {
     /// # Errors
     /// As [`Self::create`], and [`EngineError::SnapshotNotFound`], [`EngineError::SnapshotIncompatible`] or
     /// [`EngineError::SnapshotDamaged`].
-    pub async fn restore(&self, id: &SnapshotId, timeout: Option<Duration>) -> Timed<SandboxId> {
+    pub async fn restore(
+        &self,
+        caller: &Caller,
+        id: &SnapshotId,
+        timeout: Option<Duration>,
+    ) -> Timed<SandboxId> {
         let clock = Clock::start();
-        let outcome = match lifetime::of_new(timeout, &self.shared.config) {
-            Ok(lifetime) => self.restore_timed(id, lifetime, &clock).await,
+        let outcome = match self.wish(caller, timeout) {
+            Ok(wish) => self.restore_timed(id, &wish, &clock).await,
             Err(error) => Err(error),
         };
         clock.finish(Operation::Restore, outcome)
+    }
+
+    fn wish(&self, caller: &Caller, timeout: Option<Duration>) -> Result<Wish, EngineError> {
+        let lifetime = lifetime::of_new(timeout, &self.shared.config)?;
+        Ok(Wish { caller: caller.clone(), lifetime })
     }
 
     /// Saves a running sandbox, which goes on running. Dropping this leaves no snapshot.
@@ -229,14 +255,20 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NotFound`], [`EngineError::NotRunning`], [`EngineError::BadRequest`] for a name that is
     /// none, and those that are about snapshots; nothing is left of it then.
-    pub async fn snapshot(&self, id: &SandboxId, name: Option<&str>) -> Timed<(SnapshotId, Duration)> {
+    pub async fn snapshot(
+        &self,
+        caller: &Caller,
+        id: &SandboxId,
+        name: Option<&str>,
+    ) -> Timed<(SnapshotId, Duration)> {
         let clock = Clock::start();
-        let outcome = self.snapshot_timed(id, name, clock.clone()).await;
+        let outcome = self.snapshot_timed(caller, id, name, clock.clone()).await;
         clock.finish(Operation::Snapshot, outcome)
     }
 
     async fn snapshot_timed(
         &self,
+        caller: &Caller,
         id: &SandboxId,
         name: Option<&str>,
         clock: Clock,
@@ -244,7 +276,7 @@ impl Engine {
         let name = name.map(str::parse::<SnapshotName>).transpose();
         let name = name.map_err(|error| EngineError::BadRequest(error.to_string()))?;
         let _busy = self.foreground.enter();
-        let order = Order { store: self.snapshots.clone(), name, clock };
+        let order = Order { caller: caller.clone(), store: self.snapshots.clone(), name, clock };
         let stored = self.handle(id)?.snapshot(order).await?;
         Ok((stored.manifest.id.clone(), Duration::from_micros(stored.manifest.pause_us)))
     }
@@ -276,9 +308,9 @@ impl Engine {
     ///
     /// # Errors
     /// All but those of [`Self::create`]; what the command printed so far comes with the error.
-    pub async fn exec(&self, id: &SandboxId, spec: ExecSpec) -> Timed<ExecOutput> {
+    pub async fn exec(&self, caller: &Caller, id: &SandboxId, spec: ExecSpec) -> Timed<ExecOutput> {
         let clock = Clock::start();
-        let outcome = self.exec_timed(id, spec, clock.clone()).await;
+        let outcome = self.exec_timed(caller, id, spec, clock.clone()).await;
         let timed = clock.finish(Operation::Exec, outcome);
         debug!(sandbox_id = %id, stages = %timed.timings, "command ended");
         timed
@@ -286,6 +318,7 @@ impl Engine {
 
     async fn exec_timed(
         &self,
+        caller: &Caller,
         id: &SandboxId,
         spec: ExecSpec,
         clock: Clock,
@@ -296,7 +329,7 @@ impl Engine {
         }
         let handle = self.handle(id)?;
         self.foreground.touch();
-        let outcome = handle.exec(spec, clock).await;
+        let outcome = handle.exec(caller.clone(), spec, clock).await;
         self.foreground.touch();
         outcome
     }
@@ -306,11 +339,11 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::NotFound`] for an id that never was, or was long ago.
-    pub async fn destroy(&self, id: &SandboxId) -> Result<Timings, EngineError> {
+    pub async fn destroy(&self, caller: &Caller, id: &SandboxId) -> Result<Timings, EngineError> {
         match self.handle(id) {
             Ok(handle) => {
                 let _busy = self.foreground.enter();
-                Ok(handle.destroy().await)
+                Ok(handle.destroy(caller).await)
             }
             Err(EngineError::Gone { .. }) => Ok(Timings::default()),
             Err(error) => Err(error),
@@ -363,6 +396,7 @@ impl Engine {
     pub fn measure(&self) {
         metrics::sandboxes(&self.table.states());
         metrics::pools(self.pools());
+        metrics::memory(self.admission.committed_mib(), self.shared.config.max_memory_mib);
     }
 
     /// The settings in force.

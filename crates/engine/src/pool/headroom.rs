@@ -6,8 +6,8 @@ use crate::shared::Shared;
 
 /// Memory left free, MiB, or one sixteenth of it if that is more.
 const MEMORY_MIB: u64 = 512;
-/// Disk left free, bytes: twice what the snapshots leave, who say no before anything stops working.
-const DISK_BYTES: u64 = 512 << 20;
+/// Disk left free, in multiples of what those who ask leave.
+const DISK_RESERVES: u64 = 2;
 /// Descriptors left free; a sandbox takes about a dozen.
 const DESCRIPTORS: u64 = 256;
 
@@ -24,8 +24,9 @@ pub(super) fn check(shared: &Shared) -> Result<(), String> {
     }
     let disk = statvfs(&shared.config.work_dir).map_err(|error| format!("free disk space: {error}"))?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    if free < DISK_BYTES {
-        return Err(format!("{} MiB of disk are free, of which {} stay free", free >> 20, DISK_BYTES >> 20));
+    let reserve = shared.config.disk_reserve_bytes.saturating_mul(DISK_RESERVES);
+    if free < reserve {
+        return Err(format!("{} MiB of disk are free, of which {} stay free", free >> 20, reserve >> 20));
     }
     let limit = manta_host::facts::open_files().soft.unwrap_or(u64::MAX);
     let open = std::fs::read_dir("/proc/self/fd").map_err(|error| format!("open descriptors: {error}"))?;

@@ -9,6 +9,7 @@ use manta_agent_proto::Program;
 use tracing::info;
 
 use super::{Order, Store, Stored};
+use crate::caller::Caller;
 use crate::error::EngineError;
 use crate::exec::ExecSpec;
 use crate::sandbox::Handle;
@@ -36,9 +37,10 @@ pub(crate) async fn make(sandbox: &Handle, store: Store) -> Result<Arc<Stored>, 
             stdin: Bytes::new(),
             timeout: Some(LIMIT),
         };
-        sandbox.exec(spec, Clock::start()).await?;
+        sandbox.exec(Caller::Server, spec, Clock::start()).await?;
     }
-    let stored = sandbox.snapshot(Order { store, name: None, clock: Clock::start() }).await?;
+    let order = Order { caller: Caller::Server, store, name: None, clock: Clock::start() };
+    let stored = sandbox.snapshot(order).await?;
     info!(took = ?started.elapsed(), "golden snapshot made");
     Ok(stored)
 }

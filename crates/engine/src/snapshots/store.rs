@@ -19,7 +19,7 @@ use super::name::SnapshotName;
 use super::scan::{Found, scan};
 use super::stored::{Stored, Unreadable};
 
-/// Bytes that stay free on the file system, or one hundredth of it if that is more.
+/// See [`Limits::reserve_bytes`]; where nothing else is set.
 const RESERVE_BYTES: u64 = 256 << 20;
 
 /// How much may be kept.
@@ -29,11 +29,14 @@ pub(crate) struct Limits {
     pub(crate) max_snapshots: usize,
     /// Most bytes that all of them take on the disk. Blocks that files share count in each.
     pub(crate) max_bytes: u64,
+    /// Bytes that stay free on the file system, or one hundredth of it if that is more.
+    pub(crate) reserve_bytes: u64,
 }
 
 impl Limits {
     /// Whatever the file system holds.
-    pub(crate) const NONE: Self = Self { max_snapshots: usize::MAX, max_bytes: u64::MAX };
+    pub(crate) const NONE: Self =
+        Self { max_snapshots: usize::MAX, max_bytes: u64::MAX, reserve_bytes: RESERVE_BYTES };
 
     /// That `needed` bytes may be kept beside `used`.
     fn check_bytes(self, used: u64, needed: u64) -> Result<(), StoreError> {
@@ -130,7 +133,7 @@ impl Store {
         {
             let mut held = inner.lock();
             held.admits(name.as_ref(), needed_bytes, inner.limits)?;
-            check_space(&inner.dir, held.unwritten().saturating_add(needed_bytes))?;
+            check_space(&inner.dir, held.unwritten().saturating_add(needed_bytes), inner.limits)?;
             let dir = Some(new_dir(&inner.dir, &id));
             held.drafts.insert(id.clone(), Reservation { name: name.clone(), bytes: needed_bytes, dir });
         }
@@ -261,7 +264,7 @@ impl Inner {
         let others = used.saturating_sub(draft.bytes);
         (draft.bytes, draft.dir) = (bytes, None);
         self.limits.check_bytes(others, bytes)?;
-        check_space(&self.dir, held.unwritten())
+        check_space(&self.dir, held.unwritten(), self.limits)
     }
 
     /// A draft is complete: it is a snapshot now, no reservation.
@@ -334,11 +337,11 @@ impl Entry {
 }
 
 /// That `needed` bytes fit into the file system of `dir` and leave the reserve.
-fn check_space(dir: &Path, needed: u64) -> Result<(), StoreError> {
+fn check_space(dir: &Path, needed: u64, limits: Limits) -> Result<(), StoreError> {
     let found = rustix::fs::statvfs(dir)
         .map_err(|error| StoreError::io("find out how much room there is in", dir)(error.into()))?;
     let free = found.f_bavail.saturating_mul(found.f_frsize);
-    let reserve = RESERVE_BYTES.max(found.f_blocks.saturating_mul(found.f_frsize) / 100);
+    let reserve = limits.reserve_bytes.max(found.f_blocks.saturating_mul(found.f_frsize) / 100);
     if needed.saturating_add(reserve) > free {
         return Err(StoreError::NoSpace { dir: dir.to_owned(), free, needed, reserve });
     }

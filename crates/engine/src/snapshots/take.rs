@@ -18,6 +18,7 @@ use tracing::{info, warn};
 use super::{Draft, SnapshotName, Store, StoreError, Stored};
 use crate::agent::Session;
 use crate::artifacts::by_descriptor;
+use crate::caller::Caller;
 use crate::error::{EngineError, chain};
 use crate::guest;
 use crate::shared::Shared;
@@ -38,6 +39,8 @@ pub(crate) struct Subject {
 /// What is wanted.
 #[derive(Debug)]
 pub(crate) struct Order {
+    /// By whom.
+    pub(crate) caller: Caller,
     /// Where to.
     pub(crate) store: Store,
     pub(crate) name: Option<SnapshotName>,
@@ -54,14 +57,18 @@ pub(crate) async fn take(
     doomed: &CancellationToken,
     answer: oneshot::Sender<Result<Arc<Stored>, EngineError>>,
 ) {
-    let store = order.store.clone();
+    let (store, who) = (order.store.clone(), order.caller.who());
     let taken = save(info, subject, order, shared, doomed, || answer.is_closed()).await;
     // Before the answer, so that who has that finds the event.
     if let Ok(stored) = &taken
         && !answer.is_closed()
     {
         let snapshot_id = Some(stored.manifest.id.clone());
-        shared.events.emit(Event { snapshot_id, ..Event::new(EventKind::Snapshot, Some(info.id.clone())) });
+        shared.events.emit(Event {
+            who,
+            snapshot_id,
+            ..Event::new(EventKind::Snapshot, Some(info.id.clone()))
+        });
     }
     if let Err(Ok(unwanted)) = answer.send(taken) {
         let deleted = spawn_blocking(move || store.delete(&unwanted.manifest.id)).await;
@@ -77,7 +84,7 @@ async fn save(
     doomed: &CancellationToken,
     unwanted: impl Fn() -> bool,
 ) -> Result<Arc<Stored>, EngineError> {
-    let Order { store, name, clock } = order;
+    let Order { store, name, clock, .. } = order;
     let mem_bytes = u64::from(shared.config.mem_mib) << 20;
     let disk_bytes = subject.disk.metadata().map_or(0, |found| found.blocks() * 512);
     let draft = blocking(move || store.begin(name, mem_bytes + disk_bytes)).await?;

@@ -15,8 +15,9 @@ use super::KeyRecord;
 const NAME: &str = "keys.json";
 /// Where it is written before it gets its name; only by the holder of the lock.
 const UNFINISHED: &str = "keys.json.new";
-/// What this version reads and writes.
-const VERSION: u32 = 1;
+/// What this version writes. It also reads version 1, which had no limits.
+const VERSION: u32 = 2;
+const OLDEST: u32 = 1;
 /// That of the server: others may pass through, to what is theirs.
 const WORK_DIR_MODE: u32 = 0o711;
 
@@ -99,7 +100,7 @@ impl KeyFile {
     pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<Vec<KeyRecord>, KeyFileError> {
         let wrong = |source| KeyFileError::Content { path: path.to_owned(), source };
         let Version { version: found } = serde_json::from_slice(text).map_err(wrong)?;
-        if found != VERSION {
+        if !(OLDEST..=VERSION).contains(&found) {
             return Err(KeyFileError::Version { path: path.to_owned(), found });
         }
         serde_json::from_slice::<Content>(text).map(|content| content.keys).map_err(wrong)
@@ -156,6 +157,8 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeyFil
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
+    use manta_engine::KeyLimits;
+
     use super::*;
     use crate::keys::Secret;
 
@@ -187,15 +190,33 @@ mod tests {
     }
 
     #[test]
+    fn a_file_from_before_there_were_limits_is_read_and_written_as_the_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = format!(
+            r#"{{"version":1,"keys":[{{"id":"key-0123456789ab","name":"ci","sha256":"{}","last4":"0123",
+            "created_unix_ms":1}}]}}"#,
+            "ab".repeat(32)
+        );
+        fs::write(KeyFile::path(dir.path()), old).unwrap();
+        let mut file = KeyFile::lock(dir.path()).unwrap();
+        assert_eq!(file.keys[0].limits, KeyLimits::default());
+        file.keys[0].limits =
+            KeyLimits { max_sandboxes: 3.try_into().ok(), creates_per_s: "0.5:3".parse().ok() };
+        let keys = file.keys.clone();
+        file.save().unwrap();
+        assert_eq!(KeyFile::read(dir.path()).unwrap(), Some(keys));
+    }
+
+    #[test]
     fn another_format_is_told_from_a_broken_file() {
         let dir = tempfile::tempdir().unwrap();
         let read = |text: &str| {
             fs::write(KeyFile::path(dir.path()), text).unwrap();
             KeyFile::read(dir.path())
         };
-        assert_eq!(read(r#"{"version":1,"keys":[]}"#).unwrap(), Some(Vec::new()));
-        let newer = read(r#"{"version":2,"keys":{"of":"another kind"}}"#);
-        assert!(matches!(newer, Err(KeyFileError::Version { found: 2, .. })));
+        assert_eq!(read(r#"{"version":2,"keys":[]}"#).unwrap(), Some(Vec::new()));
+        let newer = read(r#"{"version":3,"keys":{"of":"another kind"}}"#);
+        assert!(matches!(newer, Err(KeyFileError::Version { found: 3, .. })));
         for broken in ["", "{}", "[]", r#"{"version":1}"#, r#"{"version":1,"keys":[{}]}"#] {
             assert!(matches!(read(broken), Err(KeyFileError::Content { .. })), "{broken}");
         }

@@ -1,16 +1,16 @@
 //! The keys as a running server knows them: those of the file as it is at each request, so that a key counts when it
 //! is made, and no longer when it is revoked.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tracing::{error, info, warn};
 
-use super::{KeyFile, KeyFileError, Keys};
+use super::{Holder, KeyFile, KeyFileError, Keys};
+use crate::stamp::Stamp;
 
 /// The keys of one work directory. One `stat` a request, and no lock held longer than to read the file again.
 #[derive(Debug)]
@@ -48,27 +48,6 @@ pub(crate) enum Refused {
     Unreadable,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-struct Stamp {
-    dev: u64,
-    ino: u64,
-    bytes: u64,
-    modified_ns: (i64, i64),
-    changed_ns: (i64, i64),
-}
-
-impl Stamp {
-    fn of(found: &Metadata) -> Self {
-        Self {
-            dev: found.dev(),
-            ino: found.ino(),
-            bytes: found.len(),
-            modified_ns: (found.mtime(), found.mtime_nsec()),
-            changed_ns: (found.ctime(), found.ctime_nsec()),
-        }
-    }
-}
-
 impl LiveKeys {
     /// Reads the keys of `work_dir`.
     ///
@@ -94,11 +73,11 @@ impl LiveKeys {
         self.admit(None).is_err()
     }
 
-    /// Lets in who sent this key, or nothing; gives the key's id, if one is needed.
+    /// Lets in who sent this key, or nothing; gives the key and its holder, if one is needed.
     ///
     /// # Errors
     /// Who is not let in is not told why.
-    pub(crate) fn admit(&self, sent: Option<&[u8]>) -> Result<Option<String>, Refused> {
+    pub(crate) fn admit(&self, sent: Option<&[u8]>) -> Result<Option<Holder>, Refused> {
         let stamp = match fs::metadata(&self.path) {
             Ok(found) => Some(Stamp::of(&found)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -115,7 +94,7 @@ impl LiveKeys {
             Rule::Everybody => Ok(None),
             Rule::Holders(keys) => sent
                 .and_then(|sent| keys.find(sent, unix_ms(SystemTime::now())))
-                .map(|key| Some(key.id.clone()))
+                .map(|key| Some(key.clone()))
                 .ok_or(Refused::Unauthorized),
             Rule::Nobody => Err(Refused::Unreadable),
         }
@@ -191,9 +170,9 @@ mod tests {
     fn keys_count_as_soon_as_they_are_made_and_no_longer_once_revoked() {
         let dir = tempfile::tempdir().unwrap();
         let keys = LiveKeys::open(dir.path()).unwrap();
-        assert_eq!((keys.admit(None), keys.is_empty()), (Ok(None), true));
+        assert!(keys.admit(None).unwrap().is_none() && keys.is_empty());
         let first = add(dir.path(), "first", None);
-        assert_eq!(keys.admit(None), Err(Refused::Unauthorized));
+        assert_eq!(keys.admit(None).unwrap_err(), Refused::Unauthorized);
         assert_eq!((admit(&keys, &first), keys.is_empty()), (Ok(true), false));
         let second = add(dir.path(), "second", None);
         revoke(dir.path(), "first");
@@ -223,15 +202,15 @@ mod tests {
         assert_eq!(admit(&keys, &key), Err(Refused::Unreadable));
         assert!(LiveKeys::open(dir.path()).is_err(), "a server does not start without its keys");
         fs::remove_file(KeyFile::path(dir.path())).unwrap();
-        assert_eq!(keys.admit(None), Err(Refused::Unauthorized));
+        assert_eq!(keys.admit(None).unwrap_err(), Refused::Unauthorized);
         let key = add(dir.path(), "again", None);
         assert_eq!(admit(&keys, &key), Ok(true));
         revoke(dir.path(), "again");
         assert_eq!(
-            (admit(&keys, &key), keys.admit(None)),
-            (Err(Refused::Unauthorized), Err(Refused::Unauthorized))
+            (admit(&keys, &key), keys.admit(None).unwrap_err()),
+            (Err(Refused::Unauthorized), Refused::Unauthorized)
         );
         let next = LiveKeys::open(dir.path()).unwrap();
-        assert_eq!((next.admit(None), next.is_empty()), (Err(Refused::Unauthorized), true));
+        assert_eq!((next.admit(None).unwrap_err(), next.is_empty()), (Refused::Unauthorized, true));
     }
 }

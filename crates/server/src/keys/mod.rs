@@ -8,4 +8,4 @@ mod record;
 pub(crate) use file::KeyFile;
 pub use file::KeyFileError;
 pub(crate) use live::{LiveKeys, Refused, unix_ms};
-pub(crate) use record::{KeyRecord, Keys, NameError, Secret};
+pub(crate) use record::{Holder, KeyRecord, Keys, NameError, Secret};

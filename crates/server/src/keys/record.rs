@@ -5,7 +5,9 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
+use manta_engine::{Caller, KeyHolder, KeyLimits, SERVER};
 use manta_host::random::random_bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -90,10 +92,17 @@ pub(crate) struct KeyRecord {
     /// From this moment on it is worth nothing; absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) expires_unix_ms: Option<u64>,
+    /// What its holder may have; absent: as much as there is.
+    #[serde(default, skip_serializing_if = "is_unlimited")]
+    pub(crate) limits: KeyLimits,
+}
+
+fn is_unlimited(limits: &KeyLimits) -> bool {
+    *limits == KeyLimits::default()
 }
 
 impl KeyRecord {
-    /// The record of a new key.
+    /// The record of a new key, without limits.
     ///
     /// # Errors
     /// When the kernel has no random bytes.
@@ -111,6 +120,7 @@ impl KeyRecord {
             last4: key[key.len() - LAST..].to_owned(),
             created_unix_ms: now_unix_ms,
             expires_unix_ms,
+            limits: KeyLimits::default(),
         })
     }
 
@@ -125,7 +135,8 @@ impl KeyRecord {
 pub(crate) enum NameError {
     /// Characters or length.
     #[error(
-        "a key's name is 1 to {NAME_MAX} letters, digits, '.', '_' or '-', and does not begin with {ID_PREFIX:?}"
+        "a key's name is 1 to {NAME_MAX} letters, digits, '.', '_' or '-', does not begin with {ID_PREFIX:?}, and is \
+         not {SERVER:?}"
     )]
     Form,
     /// Another key has it.
@@ -138,12 +149,19 @@ pub(crate) enum NameError {
 /// The search is by SHA-256 in a hash table. How long it takes may tell something of the digest of what was sent, and
 /// nothing of a key: whoever could choose what they send by its digest, bit by bit, would have broken SHA-256.
 #[derive(Debug, Default)]
-pub(crate) struct Keys(HashMap<Digest, KeyRecord>);
+pub(crate) struct Keys(HashMap<Digest, Holder>);
+
+/// A key that counts, and whom it stands for.
+#[derive(Debug, Clone)]
+pub(crate) struct Holder {
+    pub(crate) record: Arc<KeyRecord>,
+    pub(crate) caller: Caller,
+}
 
 impl Keys {
     /// The key that was sent, if it is one and has not expired.
-    pub(crate) fn find(&self, sent: &[u8], now_unix_ms: u64) -> Option<&KeyRecord> {
-        self.0.get(&Digest::of(sent)).filter(|key| !key.is_expired(now_unix_ms))
+    pub(crate) fn find(&self, sent: &[u8], now_unix_ms: u64) -> Option<&Holder> {
+        self.0.get(&Digest::of(sent)).filter(|key| !key.record.is_expired(now_unix_ms))
     }
 
     /// Whether there is no key at all.
@@ -155,7 +173,11 @@ impl Keys {
     /// Why `name` is not for a key beside `others`.
     pub(crate) fn check_name(name: &str, others: &[KeyRecord]) -> Result<(), NameError> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-        if !(1..=NAME_MAX).contains(&name.len()) || !name.bytes().all(plain) || name.starts_with(ID_PREFIX) {
+        if !(1..=NAME_MAX).contains(&name.len())
+            || !name.bytes().all(plain)
+            || name.starts_with(ID_PREFIX)
+            || name == SERVER
+        {
             return Err(NameError::Form);
         }
         if others.iter().any(|other| other.name == name) { Err(NameError::Taken) } else { Ok(()) }
@@ -164,7 +186,11 @@ impl Keys {
 
 impl FromIterator<KeyRecord> for Keys {
     fn from_iter<I: IntoIterator<Item = KeyRecord>>(records: I) -> Self {
-        Self(records.into_iter().map(|record| (record.sha256, record)).collect())
+        let holder = |record: KeyRecord| {
+            let caller = Arc::new(KeyHolder { name: record.name.clone(), limits: record.limits });
+            (record.sha256, Holder { record: Arc::new(record), caller: Caller::Key(caller) })
+        };
+        Self(records.into_iter().map(holder).collect())
     }
 }
 
@@ -200,7 +226,7 @@ mod tests {
             KeyRecord::new(&passing, "passing", 1, Some(100)).unwrap(),
         ];
         let keys: Keys = records.into_iter().collect();
-        let found = |sent: &str, now| keys.find(sent.as_bytes(), now).map(|key| key.name.as_str());
+        let found = |sent: &str, now| keys.find(sent.as_bytes(), now).map(|key| key.record.name.as_str());
         assert_eq!(found(lasting.reveal(), u64::MAX), Some("lasting"));
         assert_eq!((found(passing.reveal(), 99), found(passing.reveal(), 100)), (Some("passing"), None));
         for wrong in ["", "manta_", &lasting.reveal()[1..], &lasting.reveal().to_uppercase()] {
@@ -216,7 +242,7 @@ mod tests {
         for name in ["a", "CI-2.x_y", &"n".repeat(64)] {
             Keys::check_name(name, &taken).unwrap();
         }
-        for name in ["", "two words", "a/b", "é", "key-0123456789ab", &"n".repeat(65)] {
+        for name in ["", "two words", "a/b", "é", "server", "key-0123456789ab", &"n".repeat(65)] {
             assert!(matches!(Keys::check_name(name, &taken), Err(NameError::Form)), "{name:?}");
         }
         assert!(matches!(Keys::check_name("ci", &taken), Err(NameError::Taken)));

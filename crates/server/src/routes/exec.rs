@@ -12,6 +12,7 @@ use manta_engine::ExecSpec;
 use super::AppState;
 use crate::body::Json;
 use crate::error::ApiError;
+use crate::params::By;
 use crate::request::about;
 use crate::server_timing::ServerTiming;
 
@@ -40,6 +41,7 @@ use crate::server_timing::ServerTiming;
 )]
 pub(super) async fn exec(
     State(state): State<AppState>,
+    By(caller): By,
     Json(request): Json<ExecRequest>,
 ) -> Result<(ServerTiming, axum::Json<ExecResponse>), ApiError> {
     about(&request.sandbox_id);
@@ -53,7 +55,7 @@ pub(super) async fn exec(
         timeout: request.timeout_ms.map(Duration::from_millis),
     };
     let encode = encoder(request.encoding);
-    let ran = state.engine.exec(&request.sandbox_id, spec).await;
+    let ran = state.engine.exec(&caller, &request.sandbox_id, spec).await;
     let (timing, ran) = ServerTiming::split(ran, |error| ApiError::from_engine(&error, encode))?;
     let answer = ExecResponse {
         stdout: encode(&ran.output.stdout),

@@ -11,7 +11,7 @@ use manta_api::{
 use super::AppState;
 use crate::body::{Json, OptionalJson};
 use crate::error::ApiError;
-use crate::params::SandboxPath;
+use crate::params::{By, SandboxPath};
 use crate::request::about;
 use crate::server_timing::ServerTiming;
 
@@ -29,16 +29,18 @@ use crate::server_timing::ServerTiming;
         (status = 408, body = ErrorBody),
         (status = 413, body = ErrorBody),
         (status = 415, body = ErrorBody),
+        (status = 429, body = ErrorBody, description = "`key_sandbox_limit` or `key_rate_limit`; see Retry-After"),
         (status = 500, body = ErrorBody),
         (status = 502, body = ErrorBody, description = "`boot_failed`"),
-        (status = 503, body = ErrorBody, description = "`host_full`, `overloaded` or `shutting_down`; see Retry-After"),
+        (status = 503, body = ErrorBody, description = "`host_full`, `host_memory_full`, `host_disk_full`, `overloaded` or `shutting_down`; see Retry-After"),
     )
 )]
 pub(super) async fn create(
     State(state): State<AppState>,
+    By(caller): By,
     OptionalJson(CreateRequest { timeout_s }): OptionalJson<CreateRequest>,
 ) -> Result<(ServerTiming, axum::Json<CreateResponse>), ApiError> {
-    let created = state.engine.create(timeout_s.map(Duration::from_secs)).await;
+    let created = state.engine.create(&caller, timeout_s.map(Duration::from_secs)).await;
     let (timing, sandbox_id) = ServerTiming::split(created, ApiError::from)?;
     about(&sandbox_id);
     Ok((timing, axum::Json(CreateResponse { sandbox_id })))
@@ -64,11 +66,12 @@ pub(super) async fn create(
 )]
 pub(super) async fn destroy(
     State(state): State<AppState>,
+    By(caller): By,
     Json(request): Json<DestroyRequest>,
 ) -> Result<(ServerTiming, axum::Json<DestroyResponse>), ApiError> {
     let sandbox_id = request.sandbox_id;
     about(&sandbox_id);
-    let timings = state.engine.destroy(&sandbox_id).await?;
+    let timings = state.engine.destroy(&caller, &sandbox_id).await?;
     let status = DestroyStatus::Destroyed;
     Ok((timings.into(), axum::Json(DestroyResponse { sandbox_id, status })))
 }

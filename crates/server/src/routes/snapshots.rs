@@ -11,6 +11,7 @@ use manta_api::{
 use super::AppState;
 use crate::body::Json;
 use crate::error::ApiError;
+use crate::params::By;
 use crate::request::about;
 use crate::server_timing::ServerTiming;
 
@@ -38,10 +39,11 @@ use crate::server_timing::ServerTiming;
 )]
 pub(super) async fn create(
     State(state): State<AppState>,
+    By(caller): By,
     Json(request): Json<SnapshotCreateRequest>,
 ) -> Result<(ServerTiming, axum::Json<SnapshotCreateResponse>), ApiError> {
     about(&request.sandbox_id);
-    let taken = state.engine.snapshot(&request.sandbox_id, request.name.as_deref()).await;
+    let taken = state.engine.snapshot(&caller, &request.sandbox_id, request.name.as_deref()).await;
     let (timing, (snapshot_id, pause)) = ServerTiming::split(taken, ApiError::from)?;
     let pause_us = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
     Ok((timing, axum::Json(SnapshotCreateResponse { snapshot_id, pause_us })))
@@ -63,17 +65,19 @@ pub(super) async fn create(
         (status = 408, body = ErrorBody),
         (status = 413, body = ErrorBody),
         (status = 415, body = ErrorBody),
+        (status = 429, body = ErrorBody, description = "`key_sandbox_limit` or `key_rate_limit`; see Retry-After"),
         (status = 500, body = ErrorBody),
         (status = 502, body = ErrorBody, description = "`boot_failed`"),
-        (status = 503, body = ErrorBody, description = "`host_full`, `overloaded` or `shutting_down`; see Retry-After"),
+        (status = 503, body = ErrorBody, description = "`host_full`, `host_memory_full`, `host_disk_full`, `overloaded` or `shutting_down`; see Retry-After"),
     )
 )]
 pub(super) async fn restore(
     State(state): State<AppState>,
+    By(caller): By,
     Json(request): Json<SnapshotRestoreRequest>,
 ) -> Result<(ServerTiming, axum::Json<CreateResponse>), ApiError> {
     let timeout = request.timeout_s.map(Duration::from_secs);
-    let restored = state.engine.restore(&request.snapshot_id, timeout).await;
+    let restored = state.engine.restore(&caller, &request.snapshot_id, timeout).await;
     let (timing, sandbox_id) = ServerTiming::split(restored, ApiError::from)?;
     about(&sandbox_id);
     Ok((timing, axum::Json(CreateResponse { sandbox_id })))
