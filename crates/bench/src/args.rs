@@ -1,5 +1,6 @@
 //! The flags that both benchmarks have, with the specified defaults.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -10,12 +11,15 @@ use crate::PoolArgs;
 /// How often, where, and for how long at most.
 #[derive(Debug, Clone, Args)]
 pub struct CommonArgs {
-    /// The server, `http://host[:port]`.
+    /// The server, `http://host[:port]` or `https://host[:port]`.
     #[arg(long, value_name = "URL", default_value = "http://localhost:8080")]
     pub endpoint: String,
     /// The server's API key, if it wants one; better in the environment, where other users do not see it.
     #[arg(long, env = "MANTA_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub api_key: Option<ApiKey>,
+    /// With https: trust only the authorities in this file, PEM; default: those that the machine trusts.
+    #[arg(long, env = "MANTA_CA_CERT", value_name = "FILE")]
+    pub ca_cert: Option<PathBuf>,
     /// Measured runs, each with a sandbox of its own.
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     pub iterations: u32,

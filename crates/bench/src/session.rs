@@ -88,7 +88,11 @@ impl<'a> Session<'a> {
         interrupt: &'a Interrupt,
         progress: &'a Progress,
     ) -> Result<Self, BenchError> {
-        let mut client = Client::new(&args.endpoint, args.timeout).map_err(BenchError::Endpoint)?;
+        let client = match &args.ca_cert {
+            Some(ca_cert) => Client::trusting(ca_cert, &args.endpoint, args.timeout),
+            None => Client::new(&args.endpoint, args.timeout),
+        };
+        let mut client = client.map_err(BenchError::Endpoint)?;
         if let Some(key) = &args.api_key {
             client = client.with_api_key(key).map_err(BenchError::ApiKey)?;
         }

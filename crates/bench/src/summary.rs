@@ -108,6 +108,7 @@ mod tests {
     fn measured(laps: Vec<Lap>) -> Measured {
         let args = CommonArgs {
             api_key: None,
+            ca_cert: None,
             endpoint: "http://localhost:8080".to_owned(),
             iterations: 3,
             warmup: 1,

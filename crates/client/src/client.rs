@@ -1,11 +1,13 @@
 //! The client itself: one request, one answer, one time limit.
 
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, Request, StatusCode};
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -18,7 +20,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::endpoint::Endpoint;
-use crate::{ApiKey, Call, ClientError, ServerTiming};
+use crate::{ApiKey, Call, ClientError, ServerTiming, trust};
 
 /// No answer is read beyond this many bytes: room for both outputs of a command at the server's
 /// default limit (4 MiB each), were every byte of them escaped (sixfold).
@@ -36,7 +38,7 @@ pub struct Client {
     endpoint: Endpoint,
     timeout: Duration,
     bearer: Option<HeaderValue>,
-    http: legacy::Client<HttpConnector, Full<Bytes>>,
+    http: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
 }
 
 /// A sandbox that was made, and what the server said of the time it took.
@@ -55,20 +57,36 @@ struct Answer<T> {
 }
 
 impl Client {
-    /// A client of the server at `endpoint` (`http://host[:port]`), whose every request, from
-    /// looking up the host to the last byte of the answer, may take `timeout`.
+    /// A client of the server at `endpoint` (`http://host[:port]`, or `https`), whose every request, from
+    /// looking up the host to the last byte of the answer, may take `timeout`. Behind `https` it must be one that
+    /// the authorities vouch for which this machine trusts.
     ///
     /// Nothing is sent yet. Calls must be made on a Tokio runtime with I/O and time.
     ///
     /// # Errors
-    /// [`ClientError::Endpoint`].
+    /// [`ClientError::Endpoint`], [`ClientError::Trust`].
     pub fn new(endpoint: &str, timeout: Duration) -> Result<Self, ClientError> {
-        let endpoint = endpoint
+        Self::with_trust(endpoint, None, timeout)
+    }
+
+    /// The same, but behind `https` only the authorities in the file `ca_cert` (PEM) count.
+    ///
+    /// # Errors
+    /// As of [`Self::new`].
+    pub fn trusting(ca_cert: &Path, endpoint: &str, timeout: Duration) -> Result<Self, ClientError> {
+        Self::with_trust(endpoint, Some(ca_cert), timeout)
+    }
+
+    fn with_trust(endpoint: &str, ca_cert: Option<&Path>, timeout: Duration) -> Result<Self, ClientError> {
+        let endpoint: Endpoint = endpoint
             .parse()
             .map_err(|source| ClientError::Endpoint { endpoint: endpoint.to_owned(), source })?;
         let mut connector = HttpConnector::new();
         // Requests are small and waited for: Nagle's algorithm would only hold them back.
         connector.set_nodelay(true);
+        connector.enforce_http(false);
+        let connector = trust::connector(connector, endpoint.is_https(), ca_cert)
+            .map_err(|source| ClientError::Trust { ca_cert: ca_cert.map(Path::to_owned), source })?;
         let http = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
@@ -91,7 +109,7 @@ impl Client {
         Self { timeout, ..self.clone() }
     }
 
-    /// The server's address, `http://host[:port]`.
+    /// The server's address, `http://host[:port]` or `https`.
     #[must_use]
     pub fn endpoint(&self) -> String {
         self.endpoint.to_string()

@@ -7,7 +7,7 @@ use hyper::Uri;
 use hyper::http::uri::InvalidUri;
 use thiserror::Error;
 
-/// `http://host[:port]`, nothing after it.
+/// `http://host[:port]`, or with `https`, nothing after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Endpoint(String);
 
@@ -18,9 +18,9 @@ pub enum EndpointError {
     #[error("not a URL")]
     Url(#[source] InvalidUri),
     /// Another scheme, or none.
-    #[error("it must begin with http://")]
+    #[error("it must begin with http:// or https://")]
     Scheme,
-    /// No host between `http://` and the port or the end.
+    /// No host between `://` and the port or the end.
     #[error("it names no host")]
     Host,
     /// A port that is none, or is over 65535.
@@ -39,9 +39,8 @@ impl FromStr for Endpoint {
 
     fn from_str(text: &str) -> Result<Self, EndpointError> {
         let uri: Uri = text.parse().map_err(EndpointError::Url)?;
-        if uri.scheme_str() != Some("http") {
-            return Err(EndpointError::Scheme);
-        }
+        let scheme = uri.scheme_str().filter(|scheme| ["http", "https"].contains(scheme));
+        let scheme = scheme.ok_or(EndpointError::Scheme)?;
         let authority = uri.authority().ok_or(EndpointError::Host)?;
         if authority.as_str().contains('@') {
             return Err(EndpointError::User);
@@ -59,7 +58,13 @@ impl FromStr for Endpoint {
         if uri.path() != "/" || uri.query().is_some() || text.contains('#') {
             return Err(EndpointError::Path);
         }
-        Ok(Self(format!("http://{authority}")))
+        Ok(Self(format!("{scheme}://{authority}")))
+    }
+}
+
+impl Endpoint {
+    pub(crate) fn is_https(&self) -> bool {
+        self.0.starts_with("https:")
     }
 }
 
@@ -82,6 +87,7 @@ mod tests {
             ("http://localhost:8080/", "http://localhost:8080"),
             ("http://127.0.0.1", "http://127.0.0.1"),
             ("http://[::1]:8080", "http://[::1]:8080"),
+            ("https://localhost:8443", "https://localhost:8443"),
             ("HTTP://sandboxes.example:65535", "http://sandboxes.example:65535"),
         ] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), parsed, "{text}");
@@ -94,9 +100,9 @@ mod tests {
             ("", "not a URL"),
             ("http://", "not a URL"),
             ("http://a b", "not a URL"),
-            ("localhost:8080", "it must begin with http://"),
-            ("/create", "it must begin with http://"),
-            ("https://localhost:8080", "it must begin with http://"),
+            ("localhost:8080", "it must begin with http:// or https://"),
+            ("/create", "it must begin with http:// or https://"),
+            ("ftp://localhost:8080", "it must begin with http:// or https://"),
             ("unix:///run/manta.sock", "not a URL"),
             ("http://:8080", "it names no host"),
             ("http://localhost:", "\"\" is not a port"),
@@ -112,7 +118,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_refused_or_gives_addresses_of_routes(text in "(http://)?\\PC{0,40}") {
+        fn any_text_is_refused_or_gives_addresses_of_routes(text in "(https?://)?\\PC{0,40}") {
             if let Ok(endpoint) = text.parse::<Endpoint>() {
                 let route: Uri = format!("{endpoint}/create").parse().unwrap();
                 prop_assert_eq!(route.path(), "/create");

@@ -1,12 +1,13 @@
 //! How a call can fail. Each error says what was called.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hyper_util::client::legacy;
 use manta_api::ErrorBody;
 use thiserror::Error;
 
-use crate::{Call, EndpointError};
+use crate::{Call, EndpointError, TrustError};
 
 /// Why a call gave no result.
 #[derive(Debug, Error)]
@@ -18,6 +19,14 @@ pub enum ClientError {
         endpoint: String,
         /// What is wrong with it.
         source: EndpointError,
+    },
+    /// No `https` server could prove to be the one; nothing was sent.
+    #[error("cannot tell which servers to trust{}", ca_cert.as_ref().map(|path| format!(": {}", path.display())).unwrap_or_default())]
+    Trust {
+        /// The file that was to tell; none: the machine.
+        ca_cert: Option<PathBuf>,
+        /// Why not.
+        source: TrustError,
     },
     /// The API key cannot be sent; nothing was.
     #[error("the API key has characters that none has")]

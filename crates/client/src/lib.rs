@@ -7,6 +7,7 @@ mod endpoint;
 mod error;
 mod key;
 mod timing;
+mod trust;
 
 pub use call::Call;
 pub use client::{ANSWER_LIMIT, Client, Created};
@@ -14,3 +15,4 @@ pub use endpoint::EndpointError;
 pub use error::ClientError;
 pub use key::ApiKey;
 pub use timing::ServerTiming;
+pub use trust::TrustError;

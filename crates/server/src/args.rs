@@ -24,13 +24,19 @@ pub struct ServerArgs {
     /// Unix socket to listen on, too; for its owner alone, who needs no key
     #[arg(long, env = "MANTA_LISTEN_UNIX", value_name = "MANTA_LISTEN_UNIX")]
     pub listen_unix: Option<PathBuf>,
+    /// Certificate chain, PEM: TCP is served over TLS; read again when the file changes, as is the key
+    #[arg(long, env = "MANTA_TLS_CERT", value_name = "MANTA_TLS_CERT")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key, PEM, which others must not be able to read
+    #[arg(long, env = "MANTA_TLS_KEY", value_name = "MANTA_TLS_KEY")]
+    pub tls_key: Option<PathBuf>,
     /// Serve an address other than loopback although there is no API key: whoever reaches it can do everything
     #[arg(long, env = "MANTA_ALLOW_UNAUTHENTICATED", value_name = "MANTA_ALLOW_UNAUTHENTICATED", default_value = "0", value_parser = switch, action = ArgAction::Set)]
     pub allow_unauthenticated: bool,
     /// Connections served at once, by each listener; more wait to be accepted
     #[arg(long, env = "MANTA_MAX_CONNECTIONS", value_name = "MANTA_MAX_CONNECTIONS", default_value = "4096", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_connections: u32,
-    /// For a request's headers to arrive; a connection on which no request comes for so long is closed
+    /// For a TLS handshake, and for a request's headers to arrive; a connection on which no request comes for so long is closed
     #[arg(long, env = "MANTA_HEADER_TIMEOUT", value_name = "MANTA_HEADER_TIMEOUT", default_value = "30s", value_parser = duration)]
     pub header_timeout: Duration,
     /// For a request's body to arrive, and for an answer to be taken by the client

@@ -9,6 +9,7 @@ use manta_host::facts;
 use manta_host::mounts::filesystem_of;
 
 use crate::args::ServerArgs;
+use crate::listeners::in_clear;
 use crate::routes::AppState;
 use crate::run::{max_memory_mib, start_width, vmm_pool_size, warm_pool_size};
 
@@ -18,6 +19,8 @@ pub(crate) struct Conditions {
     vmm: VmmInfo,
     host: HostConditions,
     settings: BTreeMap<String, String>,
+    /// What the listeners lack.
+    degraded: Vec<String>,
 }
 
 impl Conditions {
@@ -45,6 +48,7 @@ impl Conditions {
                 storage: filesystem.map_or_else(unknown, |found| found.device),
             },
             settings: settings(args, iface),
+            degraded: in_clear(args).into_iter().collect(),
         }
     }
 }
@@ -77,7 +81,8 @@ fn settings(args: &ServerArgs, iface: Option<&str>) -> BTreeMap<String, String> 
 /// Whether the server works, and the conditions it works under. Always 200 while it serves.
 #[utoipa::path(get, path = "/healthz", responses((status = 200, body = Health)))]
 pub(crate) async fn healthz(State(state): State<AppState>) -> axum::Json<Health> {
-    let degraded = state.engine.degraded();
+    let mut degraded = state.engine.degraded();
+    degraded.extend(state.conditions.degraded.iter().cloned());
     axum::Json(Health {
         status: if degraded.is_empty() { HealthStatus::Ok } else { HealthStatus::Degraded },
         degraded,

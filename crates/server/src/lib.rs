@@ -22,6 +22,7 @@ mod snapshot_cli;
 mod stamp;
 mod table;
 mod telemetry;
+mod tls;
 
 pub use args::ServerArgs;
 pub use doctor::{DoctorArgs, doctor};
@@ -31,3 +32,4 @@ pub use keys::KeyFileError;
 pub use routes::openapi;
 pub use run::{ServerError, main};
 pub use snapshot_cli::{SnapshotArgs, SnapshotCliError, snapshot};
+pub use tls::TlsError;

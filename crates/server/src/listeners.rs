@@ -16,11 +16,13 @@ use crate::http::{Limits, UnixSocket, serve};
 use crate::keys::LiveKeys;
 use crate::routes::{AppState, router};
 use crate::run::{ServerError, absolute};
+use crate::tls::LiveTls;
 
 /// Bound, so that clients may connect; nothing is accepted yet.
 #[derive(Debug)]
 pub(crate) struct Listeners {
     tcp: Option<(TcpListener, SocketAddr)>,
+    tls: Option<Arc<LiveTls>>,
     unix: Option<Unix>,
     keys: Arc<LiveKeys>,
     limits: Limits,
@@ -46,6 +48,7 @@ impl Listeners {
     /// Reads the keys and binds what the settings name.
     pub(crate) async fn bind(args: &ServerArgs) -> Result<Self, ServerError> {
         let keys = LiveKeys::open(&absolute(&args.work_dir)?).map_err(ServerError::Keys)?;
+        let tls = tls(args)?.map(Arc::new);
         let tcp = match args.listen_addr {
             ListenAddr::Tcp(address) => Some(bind_tcp(address, &keys, args.allow_unauthenticated).await?),
             ListenAddr::None if args.listen_unix.is_some() => None,
@@ -68,12 +71,13 @@ impl Listeners {
             header_timeout: args.header_timeout,
             body_timeout: args.body_timeout,
         };
-        Ok(Self { tcp, unix, keys: Arc::new(keys), limits })
+        Ok(Self { tcp, tls, unix, keys: Arc::new(keys), limits })
     }
 
     /// Where clients can reach it, a URL each, TCP first.
     pub(crate) fn urls(&self) -> Vec<String> {
-        let tcp = self.tcp.iter().map(|(_, address)| format!("http://{address}"));
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let tcp = self.tcp.iter().map(|(_, address)| format!("{scheme}://{address}"));
         tcp.chain(self.unix.iter().map(|unix| format!("unix:{}", unix.path.display()))).collect()
     }
 
@@ -82,17 +86,17 @@ impl Listeners {
         let (stop, listeners) = (CancellationToken::new(), TaskTracker::new());
         let mut socket = None;
         if let Some((listener, address)) = self.tcp {
-            info!(%address, keys_required = self.keys.required(), "serving");
+            info!(%address, tls = self.tls.is_some(), keys_required = self.keys.required(), "serving");
             // An answer is one small write, and nothing follows it that it could wait for.
             let listener = listener.tap_io(|stream| {
                 let _ = stream.set_nodelay(true);
             });
             let router = router(state.clone(), Some(self.keys));
-            listeners.spawn(serve(listener, router, self.limits, stop.clone()));
+            listeners.spawn(serve(listener, self.tls, router, self.limits, stop.clone()));
         }
         if let Some(unix) = self.unix {
             info!(path = %unix.path.display(), "serving");
-            listeners.spawn(serve(unix.listener, router(state, None), self.limits, stop.clone()));
+            listeners.spawn(serve(unix.listener, None, router(state, None), self.limits, stop.clone()));
             socket = Some(unix.socket);
         }
         listeners.close();
@@ -107,6 +111,33 @@ impl Serving {
         if tokio::time::timeout(grace, self.listeners.wait()).await.is_err() {
             warn!("connections still open at the end were cut");
         }
+    }
+}
+
+/// The certificate that the settings name.
+///
+/// # Errors
+/// When only one half of it is named, or it cannot be used.
+pub(crate) fn tls(args: &ServerArgs) -> Result<Option<LiveTls>, ServerError> {
+    match (&args.tls_cert, &args.tls_key) {
+        (None, None) => Ok(None),
+        (Some(cert), Some(key)) => {
+            LiveTls::open(absolute(cert)?, absolute(key)?).map(Some).map_err(ServerError::Tls)
+        }
+        _ => {
+            Err(ServerError::Setting("MANTA_TLS_CERT and MANTA_TLS_KEY belong together; set both".to_owned()))
+        }
+    }
+}
+
+/// What an operator should know of an address that is served without TLS.
+pub(crate) fn in_clear(args: &ServerArgs) -> Option<String> {
+    match args.listen_addr {
+        ListenAddr::Tcp(address) if !address.ip().is_loopback() && args.tls_cert.is_none() => Some(format!(
+            "no TLS on {address}: API keys, commands and their output cross the network in clear text; set \
+             MANTA_TLS_CERT and MANTA_TLS_KEY, or listen on 127.0.0.1 behind a proxy that has a certificate"
+        )),
+        _ => None,
     }
 }
 

@@ -19,10 +19,11 @@ use crate::args::{RootfsCloneMode, ServerArgs};
 use crate::health::Conditions;
 use crate::http::UnixSocketError;
 use crate::keys::KeyFileError;
-use crate::listeners::Listeners;
+use crate::listeners::{Listeners, in_clear};
 use crate::metrics::Metrics;
 use crate::routes::AppState;
 use crate::telemetry;
+use crate::tls::TlsError;
 
 /// Memory left to the host if nothing else is set, MiB.
 const HOST_RESERVE_MIB: u64 = 1024;
@@ -69,6 +70,9 @@ pub enum ServerError {
          MANTA_ALLOW_UNAUTHENTICATED=1"
     )]
     Unauthenticated(std::net::SocketAddr),
+    /// The certificate.
+    #[error("cannot serve TLS")]
+    Tls(#[source] TlsError),
     /// The API keys.
     #[error("cannot read the API keys")]
     Keys(#[source] KeyFileError),
@@ -125,6 +129,9 @@ async fn serve(args: ServerArgs) -> Result<(), ServerError> {
     };
     if ended_early {
         return finished(engine.shut_down().await);
+    }
+    if let Some(what) = in_clear(&args) {
+        warn!("degraded: {what}");
     }
     let state = AppState { engine: engine.clone(), conditions: Arc::new(conditions), metrics };
 

@@ -159,7 +159,8 @@ impl Server {
     fn common(&self, iterations: u32, warmup: u32) -> CommonArgs {
         let endpoint = self.endpoint.clone();
         let pool = PoolArgs { pool_aware: false, pool_wait_s: 10 };
-        CommonArgs { endpoint, iterations, warmup, timeout: Duration::from_secs(10), pool, api_key: None }
+        let (api_key, ca_cert) = (None, None);
+        CommonArgs { endpoint, iterations, warmup, timeout: Duration::from_secs(10), pool, api_key, ca_cert }
     }
 
     /// The routes called so far, in order, without `/healthz`.

@@ -9,8 +9,9 @@ use manta_host::net::{HostNetwork, NetSlot, detect_egress, interface_exists};
 use manta_host::{NetNs, disk, facts};
 
 use super::{Finding, chain};
-use crate::args::ServerArgs;
-use crate::run::is_root;
+use crate::args::{ListenAddr, ServerArgs};
+use crate::listeners::{in_clear, tls};
+use crate::run::{is_root, max_memory_mib, sandbox_mib};
 
 /// Open files that a server with a few hundred sandboxes needs.
 const OPEN_FILES: u64 = 16_384;
@@ -25,7 +26,9 @@ pub(super) fn all(args: &ServerArgs) -> Vec<Finding> {
     findings.extend(network());
     findings.push(egress(&args.host_iface));
     findings.extend(artifacts(args));
-    findings.extend(work_dir(&args.work_dir));
+    findings.extend(work_dir(&args.work_dir, args.disk_reserve_mib));
+    findings.push(memory(args));
+    findings.push(listener(args));
     findings.push(cgroup_controllers());
     findings.extend(limits());
     findings
@@ -108,7 +111,7 @@ fn artifacts(args: &ServerArgs) -> Vec<Finding> {
     .collect()
 }
 
-fn work_dir(path: &Path) -> Vec<Finding> {
+fn work_dir(path: &Path, reserve_mib: u64) -> Vec<Finding> {
     // It may not exist yet: what counts is where it will be.
     let Some(existing) = path.ancestors().find(|dir| dir.is_dir()) else {
         return vec![Finding::error(
@@ -131,7 +134,13 @@ fn work_dir(path: &Path) -> Vec<Finding> {
         ),
     }];
     let free = rustix::fs::statvfs(existing).map_or(u64::MAX, |found| found.f_bavail * found.f_frsize);
-    if free < SMALL_DISK {
+    if free < reserve_mib << 20 {
+        findings.push(Finding::error(
+            "disk space",
+            format!("{} MiB free at {}, and {reserve_mib} stay free", free >> 20, existing.display()),
+            "no sandbox is made before there is room; delete something, or set MANTA_DISK_RESERVE_MIB",
+        ));
+    } else if free < SMALL_DISK {
         findings.push(Finding::warning(
             "disk space",
             format!("{} MiB free at {}", free >> 20, existing.display()),
@@ -139,6 +148,39 @@ fn work_dir(path: &Path) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// Whether as many sandboxes fit into the memory as may exist, and the memory into the machine.
+fn memory(args: &ServerArgs) -> Finding {
+    let (limit, machine, each) = (max_memory_mib(args), facts::mem_mib(), sandbox_mib(args));
+    let text = format!("{limit} of {machine} MiB for sandboxes of {each}");
+    let wanted = args.max_sandboxes.map_or(0, |most| u64::from(most) * each);
+    if limit > machine {
+        let advice = "MANTA_MAX_MEMORY_MIB overcommits: guests that use all of theirs have each other killed";
+        Finding::warning("memory", text, advice)
+    } else if wanted > limit {
+        let advice = format!(
+            "MANTA_MAX_SANDBOXES would take {wanted} MiB, and is not reached; lower it, or MANTA_MEM_MIB, or raise \
+             MANTA_MAX_MEMORY_MIB"
+        );
+        Finding::warning("memory", text, advice)
+    } else {
+        Finding::ok("memory", text)
+    }
+}
+
+/// Where clients come in, and whether others could read along.
+fn listener(args: &ServerArgs) -> Finding {
+    let place = match args.listen_addr {
+        ListenAddr::Tcp(address) => address.to_string(),
+        ListenAddr::None => "no TCP".to_owned(),
+    };
+    match (tls(args), in_clear(args)) {
+        (Err(error), _) => Finding::error("listener", chain(&error), "the server would not start with it"),
+        (Ok(_), Some(what)) => Finding::warning("listener", place, what),
+        (Ok(Some(_)), None) => Finding::ok("listener", format!("{place}, with TLS")),
+        (Ok(None), None) => Finding::ok("listener", place),
+    }
 }
 
 fn cgroup_controllers() -> Finding {

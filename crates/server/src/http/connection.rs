@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::stream::LimitedWrites;
+use crate::tls::LiveTls;
 
 /// Longest request head, bytes; longer ones are answered 431.
 const HEAD_MAX: usize = 32 * 1024;
@@ -29,7 +30,7 @@ const HEAD_MAX: usize = 32 * 1024;
 pub(crate) struct Limits {
     /// Connections open at once, of each listener; more wait in the kernel's queue.
     pub(crate) connections: usize,
-    /// For a request's head to arrive, and for the next one on a connection that is kept open.
+    /// For a TLS handshake, for a request's head to arrive, and for the next one on a connection that is kept open.
     pub(crate) header_timeout: Duration,
     /// For a request's body to arrive, and for an answer to be taken.
     pub(crate) body_timeout: Duration,
@@ -44,10 +45,11 @@ pub(crate) struct BodyLimits {
     pub(crate) stop: CancellationToken,
 }
 
-/// Serves what `listener` accepts, until `stop`; then ends when all connections have: at once where no request is
+/// Serves what `listener` accepts, with `tls` if there is one, until `stop`; then ends when all connections have: at once where no request is
 /// being answered, else with the answer.
 pub(crate) async fn serve<L: Listener>(
     mut listener: L,
+    tls: Option<Arc<LiveTls>>,
     router: Router,
     limits: Limits,
     stop: CancellationToken,
@@ -58,9 +60,12 @@ pub(crate) async fn serve<L: Listener>(
         // Never closed, so there is always a permit in the end.
         while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
             let (stream, _) = listener.accept().await;
-            let (router, stop) = (router.clone(), stop.clone());
+            let (tls, router, stop) = (tls.clone(), router.clone(), stop.clone());
             connections.spawn(async move {
-                connection(stream, router, limits, stop).await;
+                match tls {
+                    Some(tls) => secured(stream, &tls, router, limits, stop).await,
+                    None => connection(stream, router, limits, stop).await,
+                }
                 drop(permit);
             });
         }
@@ -69,6 +74,18 @@ pub(crate) async fn serve<L: Listener>(
     drop(listener);
     connections.close();
     connections.wait().await;
+}
+
+/// Nobody else waits for the handshake, nor does the end: there is no request yet.
+async fn secured<S>(stream: S, tls: &LiveTls, router: Router, limits: Limits, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    match stop.run_until_cancelled(tls.accept(stream, limits.header_timeout)).await {
+        Some(Ok(stream)) => connection(stream, router, limits, stop).await,
+        Some(Err(error)) => debug!(%error, "no TLS handshake"),
+        None => {}
+    }
 }
 
 async fn connection<S>(stream: S, router: Router, limits: Limits, stop: CancellationToken)

@@ -1,4 +1,5 @@
-//! A stream whose peer has to take what is written to it: a client that does not read its answer is cut off.
+//! A stream whose peer has to take what is written to it: a client that does not read its answer is cut off. Also where
+//! TLS is in between, which takes what is written before the peer does: only what was flushed was taken.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -10,12 +11,12 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// From the first byte that finds no room in the socket to the last one written, a time limit runs.
+/// From the first byte that finds no room to the end of the flush that follows, a time limit runs.
 #[derive(Debug)]
 pub(crate) struct LimitedWrites<S> {
     stream: S,
     limit: Duration,
-    /// Runs while something is left to be written.
+    /// Runs while something is left that found no room.
     deadline: Option<Pin<Box<Sleep>>>,
     writing: Arc<AtomicBool>,
 }
@@ -25,7 +26,7 @@ impl<S> LimitedWrites<S> {
         Self { stream, limit, deadline: None, writing: Arc::default() }
     }
 
-    /// Tells whether something is left to be written.
+    /// Tells whether something that was written is not flushed yet.
     pub(crate) fn writing(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.writing)
     }
@@ -37,18 +38,31 @@ impl<S> LimitedWrites<S> {
         wanted: usize,
         written: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        let done = matches!(&written, Poll::Ready(Ok(n)) if *n == wanted);
-        self.writing.store(!done, Ordering::Relaxed);
-        if done {
-            self.deadline = None;
-            return written;
-        }
-        let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep(self.limit)));
-        if written.is_pending() {
-            ready!(deadline.as_mut().poll(cx));
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        self.writing.store(true, Ordering::Relaxed);
+        match &written {
+            Poll::Ready(Ok(n)) if *n < wanted => drop(self.deadline()),
+            Poll::Ready(_) => {}
+            Poll::Pending => return self.overdue(cx),
         }
         written
+    }
+
+    /// What was written was taken, or not yet.
+    fn flushed(&mut self, cx: &mut Context<'_>, flushed: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
+        ready!(if flushed.is_pending() { self.overdue(cx) } else { flushed })?;
+        self.deadline = None;
+        self.writing.store(false, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
+    }
+
+    fn deadline(&mut self) -> Pin<&mut Sleep> {
+        self.deadline.get_or_insert_with(|| Box::pin(sleep(self.limit))).as_mut()
+    }
+
+    /// Nothing more is taken now: fails when that has lasted too long.
+    fn overdue<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        ready!(self.deadline().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -83,11 +97,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for LimitedWrites<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.flushed(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.flushed(cx, shut)
     }
 }
 
@@ -118,6 +134,8 @@ mod tests {
             read
         });
         stream.write_all(b"an answer").await.unwrap();
+        assert!(writing.load(Ordering::Relaxed));
+        stream.flush().await.unwrap();
         assert!(!writing.load(Ordering::Relaxed));
         assert_eq!(&reader.await.unwrap(), b"an answer");
     }

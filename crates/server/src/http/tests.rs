@@ -1,6 +1,7 @@
 //! What clients may cost, tried on real connections over loopback, without an engine behind.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -10,10 +11,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_util::sync::CancellationToken;
 
 use super::{Limits, serve};
 use crate::body::{Json, MAX_BODY};
+use crate::tls::LiveTls;
 
 /// Longer than any test waits for anything that should happen.
 const LONG: Duration = Duration::from_secs(20);
@@ -32,9 +37,13 @@ struct Server {
 
 impl Server {
     async fn start(limits: Limits) -> Self {
+        Self::start_with(None, limits).await
+    }
+
+    async fn start_with(tls: Option<Arc<LiveTls>>, limits: Limits) -> Self {
         let (begin, begun) = mpsc::channel(8);
         let (end, may_end) = mpsc::channel(8);
-        let may_end = std::sync::Arc::new(tokio::sync::Mutex::new(may_end));
+        let may_end = Arc::new(tokio::sync::Mutex::new(may_end));
         let slow = move || async move {
             begin.send(()).await.unwrap();
             may_end.lock().await.recv().await.unwrap();
@@ -49,7 +58,7 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let ended = tokio::spawn(serve(listener, router, limits, stop.clone()));
+        let ended = tokio::spawn(serve(listener, tls, router, limits, stop.clone()));
         Self { address, stop, ended, begun, end }
     }
 
@@ -170,4 +179,78 @@ async fn what_is_being_answered_is_waited_for() {
     end.send(()).await.unwrap();
     assert!(rest(slow).await.ends_with("slow"));
     stopped.await.unwrap();
+}
+
+/// A certificate for `localhost`, and who trusts it.
+fn certificate() -> (Arc<LiveTls>, TlsConnector) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (cert, key) = (dir.path().join("cert"), dir.path().join("key"));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(roots).with_no_client_auth();
+    (Arc::new(LiveTls::open(cert, key).unwrap()), TlsConnector::from(Arc::new(config)))
+}
+
+#[tokio::test]
+async fn who_is_slow_at_the_handshake_holds_up_nobody_and_is_cut_off() {
+    let (tls, connector) = certificate();
+    let server = Server::start_with(Some(tls), Limits { header_timeout: SHORT, ..wide() }).await;
+    let began = Instant::now();
+    let silent = server.sent("").await;
+    // The first bytes of a hello, and a hello that is none.
+    let (half, plain) = (server.sent("\x16\x03\x01").await, server.sent(&request("/")).await);
+    let mut proper = connector.connect(name(), server.sent("").await).await.unwrap();
+    proper.write_all(request("/").as_bytes()).await.unwrap();
+    let mut answer = vec![0; ANSWERED.len()];
+    proper.read_exact(&mut answer).await.unwrap();
+    assert_eq!(answer, ANSWERED.as_bytes());
+    for mut cut_off in [silent, half, plain] {
+        let mut text = Vec::new();
+        let _ = tokio::time::timeout(LONG, cut_off.read_to_end(&mut text)).await.expect("the server closes");
+        assert!(!text.starts_with(b"HTTP"), "answered without TLS");
+    }
+    assert!(began.elapsed() >= SHORT);
+}
+
+#[tokio::test]
+async fn with_tls_too_who_does_not_read_the_answer_is_cut_off() {
+    let (tls, connector) = certificate();
+    let server = Server::start_with(Some(tls), Limits { body_timeout: SHORT, ..wide() }).await;
+    let mut stream = connector.connect(name(), server.sent("").await).await.unwrap();
+    stream.write_all(request("/large").as_bytes()).await.unwrap();
+    // Of the answer, not of the handshake.
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 1);
+    assert!(server.stopped().await < LONG);
+    let mut text = Vec::new();
+    // Cut off in the middle of a record.
+    let _ = tokio::time::timeout(LONG, stream.read_to_end(&mut text)).await.expect("the server closes");
+    assert!(text.len() < 64 << 20);
+}
+
+#[tokio::test]
+async fn with_tls_too_what_is_being_answered_is_waited_for_and_a_handshake_is_not() {
+    let (tls, connector) = certificate();
+    let server = Server::start_with(Some(tls), wide()).await;
+    let handshake = server.sent("\x16\x03\x01").await;
+    let mut stream = connector.connect(name(), server.sent("").await).await.unwrap();
+    stream.write_all(request("/large").as_bytes()).await.unwrap();
+    // Of the answer, not of the handshake.
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 1);
+    server.stop.cancel();
+    let stopped = tokio::spawn(server.stopped());
+    let mut text = Vec::new();
+    let _ = tokio::time::timeout(LONG, stream.read_to_end(&mut text)).await.expect("all of it");
+    assert!(text.len() > 64 << 20, "an answer was cut short");
+    stopped.await.unwrap();
+    drop(handshake);
+}
+
+fn name() -> ServerName<'static> {
+    ServerName::try_from("localhost").unwrap()
 }
