@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::harness::{Answer, Host, Server, answer, binary, new_dir, scaled, send};
 
 /// All that may be asked without a key. A route that is added here has been thought about.
-const OPEN: [(&str, &str); 1] = [("GET", "/healthz")];
+pub(crate) const OPEN: [(&str, &str); 1] = [("GET", "/healthz")];
 
 /// `manta key` on this work directory.
 fn manta_key(work_dir: &Path, args: &[&str]) -> Output {
@@ -26,7 +26,7 @@ fn manta_key(work_dir: &Path, args: &[&str]) -> Output {
 }
 
 /// What it prints when it works.
-fn key(work_dir: &Path, args: &[&str]) -> String {
+pub(crate) fn key(work_dir: &Path, args: &[&str]) -> String {
     let run = manta_key(work_dir, args);
     assert!(run.status.success(), "{args:?}: {}", String::from_utf8_lossy(&run.stderr));
     String::from_utf8(run.stdout).expect("UTF-8").trim_end().to_owned()

@@ -96,7 +96,7 @@ impl Server {
             if url.starts_with("unix:") {
                 Some(server.address)
             } else {
-                url.strip_prefix("http://")?.parse().ok()
+                url.split_once("://")?.1.parse().ok()
             }
         });
         match address {
@@ -131,6 +131,8 @@ impl Server {
             // What tests count are sandboxes.
             .env("MANTA_VMM_POOL_SIZE", "0")
             .env("MANTA_WARM_POOL_SIZE", "0")
+            // Guests here use little of theirs.
+            .env("MANTA_MAX_MEMORY_MIB", "65536")
             .env("MANTA_LOG", "debug")
             .envs(artifacts())
             .envs(settings.iter().copied())
