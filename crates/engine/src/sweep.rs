@@ -26,7 +26,7 @@ pub(crate) fn sweep(
         info!(pid = stray.pid(), "killing a microVM that a killed server left behind");
         stray.kill_and_wait(KILL_LIMIT)?;
     }
-    sweep_network()?;
+    sweep_network(&[])?;
     for entry in fs::read_dir(sandboxes)? {
         let dir = entry?.path();
         info!(dir = %dir.display(), "removing a directory that a killed server left behind");

@@ -19,4 +19,4 @@ mod sys;
 pub use lock::{LockError, ServerLock, WorkDirLock};
 pub use net::{GuestNet, HostNetwork, NetError, NetSlot, detect_egress, sweep_network};
 pub use netns::{NetNs, NetNsError};
-pub use process::{Credentials, Process, ProcessError, Spawn, Stray, processes_in};
+pub use process::{Credentials, Ended, Process, ProcessError, ProcessId, Spawn, Stray, processes_in};

@@ -35,6 +35,9 @@ pub enum NetNsError {
         #[source]
         source: Errno,
     },
+    /// `fstat` of a namespace failed.
+    #[error("cannot tell which network namespace it is")]
+    Compare(#[source] Errno),
     /// `setns` was refused.
     #[error("cannot enter the network namespace")]
     Enter(#[source] Errno),
@@ -67,6 +70,18 @@ impl NetNs {
     /// When there is no such process, or it may not be inspected.
     pub fn of_process(pid: u32) -> Result<Self, NetNsError> {
         Self::open(format!("/proc/{pid}/ns/net"))
+    }
+
+    /// Whether this and `other` are the same namespace.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn is(&self, other: &Self) -> Result<bool, NetNsError> {
+        let which = |netns: &Self| {
+            let stat = rustix::fs::fstat(netns).map_err(NetNsError::Compare)?;
+            Ok((stat.st_dev, stat.st_ino))
+        };
+        Ok(which(self)? == which(other)?)
     }
 
     /// Runs `f` inside the namespace, on a thread of its own that ends with it. The caller's thread never

@@ -1,7 +1,9 @@
-//! A VMM process: spawned into a namespace with its own credentials, watched and reaped through a pidfd. Owns
-//! the process until it is reaped. Does not know what the program is; left-over processes of an earlier
-//! server are [`Stray`]s.
+//! A VMM process: spawned into a namespace with its own credentials, or adopted from a server that was killed;
+//! watched, and reaped if it is a child, through a pidfd. Owns the process until its end. Does not know what the
+//! program is; processes of an earlier server that nobody adopts are [`Stray`]s.
 
+mod ended;
+mod id;
 mod stray;
 mod sys;
 
@@ -9,19 +11,22 @@ use std::ffi::{CString, NulError, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
 
 use crate::netns::NetNs;
+use id::Stat;
 
+pub use ended::Ended;
+pub use id::ProcessId;
 pub use stray::{Stray, processes_in};
 pub use sys::SpawnStep;
 
@@ -58,18 +63,19 @@ pub struct Spawn<'a> {
     pub fds: Vec<(OwnedFd, RawFd)>,
 }
 
-/// A child process. Dropping it while it runs kills it.
+/// A process that was started here, or by a server that is dead. Dropping it while it runs kills it.
 #[derive(Debug)]
 pub struct Process {
-    pid: u32,
+    id: ProcessId,
     pidfd: OwnedFd,
-    status: Mutex<Option<ExitStatus>>,
+    ended: Mutex<Option<Ended>>,
     output: Mutex<Output>,
 }
 
 #[derive(Debug)]
 struct Output {
-    pipe: OwnedFd,
+    /// None of an adopted process: the other end of its pipe died with who started it.
+    pipe: Option<OwnedFd>,
     bytes: Vec<u8>,
 }
 
@@ -133,6 +139,15 @@ pub enum ProcessError {
         pid: u32,
         /// How long it was given.
         timeout: Duration,
+    },
+    /// `/proc` does not tell which process it is.
+    #[error("cannot look at process {pid}")]
+    Look {
+        /// The process.
+        pid: u32,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// A directory could not be resolved, or `/proc` not be listed.
     #[error("cannot look for processes in {dir}")]
@@ -206,14 +221,59 @@ impl Process {
             step,
             source,
         })?;
+        // Nobody else can have the number before it is reaped.
+        match Stat::of(pid).and_then(|stat| stat.ok_or_else(|| io::ErrorKind::NotFound.into())) {
+            Ok(stat) => Ok(Self::new(stat.id, pidfd, Some(pipe))),
+            Err(source) => {
+                // Its guard kills and reaps it.
+                drop(Self::new(ProcessId { pid, start_ticks: 0 }, pidfd, Some(pipe)));
+                Err(ProcessError::Look { pid, source })
+            }
+        }
+    }
+
+    /// Takes over a process that a server which is dead had started: `None` when it has ended, also if its number
+    /// is another's by now. Its parent is somebody else, so of its end only that will be known; what it printed,
+    /// and prints, is lost.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read, or no file descriptor is left.
+    pub fn adopt(id: &ProcessId) -> Result<Option<Self>, ProcessError> {
+        let look = |source| ProcessError::Look { pid: id.pid, source };
+        let Some(pid) = i32::try_from(id.pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            // The second, for the number of a thread, which no process has.
+            Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Ok(None),
+            Err(source) => return Err(look(source.into())),
+        };
+        // From here on the descriptor stands for whoever had the number. It had it still when it was looked at if
+        // it has not ended after that.
+        match Stat::of(id.pid).map_err(look)? {
+            Some(stat) if stat.id == *id && !stat.zombie => {}
+            _ => return Ok(None),
+        }
+        if wait_readable(id.pid, pidfd.as_fd(), Duration::ZERO)? {
+            return Ok(None);
+        }
+        Ok(Some(Self::new(*id, pidfd, None)))
+    }
+
+    fn new(id: ProcessId, pidfd: OwnedFd, pipe: Option<OwnedFd>) -> Self {
         let output = Mutex::new(Output { pipe, bytes: Vec::new() });
-        Ok(Self { pid, pidfd, status: Mutex::new(None), output })
+        Self { id, pidfd, ended: Mutex::new(None), output }
     }
 
     /// The process id; of use for messages and `/proc`, and only until the process is reaped.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.id.pid
+    }
+
+    /// By what a later server finds it; see [`Process::adopt`].
+    #[must_use]
+    pub fn id(&self) -> ProcessId {
+        self.id
     }
 
     /// A descriptor that becomes readable when the process has ended.
@@ -227,32 +287,39 @@ impl Process {
     /// # Errors
     /// When the kernel refuses the signal.
     pub fn kill(&self) -> Result<(), ProcessError> {
-        kill(self.pid, self.pidfd())
+        kill(self.id.pid, self.pidfd())
     }
 
-    /// The exit status if the process has ended, which reaps it; the status is remembered.
+    /// How the process has ended, if it has, which reaps a child; it is remembered.
     ///
     /// # Errors
-    /// When waiting fails, which means that someone else has reaped the process.
-    pub fn try_wait(&self) -> Result<Option<ExitStatus>, ProcessError> {
-        let mut status = lock(&self.status);
-        if status.is_none() {
-            let ended = waitid(WaitId::PidFd(self.pidfd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
-                .map_err(|source| ProcessError::Wait { pid: self.pid, source })?;
-            *status = ended.as_ref().map(exit_status);
+    /// When the kernel does not let it be waited for.
+    pub fn try_wait(&self) -> Result<Option<Ended>, ProcessError> {
+        let mut ended = lock(&self.ended);
+        if ended.is_none() {
+            let waited = waitid(WaitId::PidFd(self.pidfd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+            *ended = match waited {
+                Ok(status) => status.as_ref().map(Ended::from),
+                // Not, or no longer, a child.
+                Err(Errno::CHILD) => {
+                    let over = wait_readable(self.id.pid, self.pidfd(), Duration::ZERO)?;
+                    over.then_some(Ended::Unknown)
+                }
+                Err(source) => return Err(ProcessError::Wait { pid: self.id.pid, source }),
+            };
         }
-        Ok(*status)
+        Ok(*ended)
     }
 
     /// Like [`Process::try_wait`], but waits up to `timeout` for the end.
     ///
     /// # Errors
     /// As for [`Process::try_wait`].
-    pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<ExitStatus>, ProcessError> {
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<Ended>, ProcessError> {
         if let Some(status) = self.try_wait()? {
             return Ok(Some(status));
         }
-        wait_readable(self.pid, self.pidfd(), timeout)?;
+        wait_readable(self.id.pid, self.pidfd(), timeout)?;
         self.try_wait()
     }
 
@@ -263,6 +330,7 @@ impl Process {
         let mut output = lock(&self.output);
         let Output { pipe, bytes } = &mut *output;
         let mut chunk = [0; 4096];
+        let Some(pipe) = pipe else { return String::new() };
         while bytes.len() < OUTPUT_LIMIT {
             let room = chunk.len().min(OUTPUT_LIMIT - bytes.len());
             match rustix::io::read(&*pipe, &mut chunk[..room]) {
@@ -282,7 +350,7 @@ impl Drop for Process {
             return;
         }
         let ended = self.kill().and_then(|()| self.wait_timeout(DROP_TIMEOUT));
-        tracing::warn!(pid = self.pid, ?ended, "process dropped while it ran: killed");
+        tracing::warn!(pid = self.id.pid, ?ended, "process dropped while it ran: killed");
     }
 }
 
@@ -306,17 +374,6 @@ fn wait_readable(pid: u32, pidfd: BorrowedFd<'_>, timeout: Duration) -> Result<b
             Err(source) => return Err(ProcessError::Wait { pid, source }),
         }
     }
-}
-
-fn exit_status(ended: &WaitIdStatus) -> ExitStatus {
-    // The encoding of wait(2): the exit code in the second byte, or the signal in the first with 0x80 for a
-    // core dump.
-    let dumped = if ended.dumped() { 0x80 } else { 0 };
-    let raw = match (ended.exit_status(), ended.terminating_signal()) {
-        (Some(code), _) => (code & 0xff) << 8,
-        (None, signal) => signal.unwrap_or(0) | dumped,
-    };
-    ExitStatus::from_raw(raw)
 }
 
 /// The ranges of numbers from 3 on that are not among `numbers`, which are ascending.

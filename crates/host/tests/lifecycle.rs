@@ -55,7 +55,7 @@ fn nothing_is_left_behind() {
         assert_eq!(State::now().links, before.links, "after a sweep");
         assert_eq!(State::now().rules, before.rules, "after a sweep");
         assert_eq!(State::now().forwarding, before.forwarding, "after a sweep");
-        sweep_network().unwrap();
+        sweep_network(&[]).unwrap();
 
         kill_and_start_again();
         assert_eq!(State::now().rules, before.rules, "after a second server");
@@ -120,7 +120,7 @@ fn kill_and_sweep() {
     std::mem::forget(populated());
     let stranger = NetNs::create().unwrap();
     ip(&format!("link add mt-other type veth peer name veth0 netns {}", path_of(&stranger)));
-    sweep_network().unwrap();
+    sweep_network(&[]).unwrap();
     assert!(ip("-brief link").contains("mt-other"), "not ours");
     ip("link delete mt-other");
 }
@@ -133,7 +133,7 @@ fn kill_and_start_again() {
     assert!(!nft_ruleset(host.netns()).contains("\"mt-1\""), "slots of the first are let out no longer");
     host.tear_down().unwrap();
     assert_eq!(sysctl(FORWARDING), "0");
-    sweep_network().unwrap();
+    sweep_network(&[]).unwrap();
 }
 
 fn forwarding_others_want_is_kept() {

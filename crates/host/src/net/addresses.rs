@@ -101,10 +101,10 @@ pub(super) fn host_veth(index: u16) -> String {
     format!("{HOST_VETH_PREFIX}{index}")
 }
 
-/// Whether an interface name is one of `host_veth`'s.
-pub(super) fn is_host_veth(name: &str) -> bool {
-    let index = name.strip_prefix(HOST_VETH_PREFIX).and_then(|index| index.parse().ok());
-    index.is_some_and(|index| host_veth(index) == name)
+/// The slot whose [`host_veth`] an interface name is.
+pub(super) fn slot_of_host_veth(name: &str) -> Option<u16> {
+    let index = name.strip_prefix(HOST_VETH_PREFIX).and_then(|index| index.parse().ok())?;
+    (host_veth(index) == name).then_some(index)
 }
 
 #[cfg(test)]
@@ -121,11 +121,11 @@ mod tests {
 
     #[test]
     fn only_own_names_are_recognised() {
-        for own in ["mt-0", "mt-65535"] {
-            assert!(is_host_veth(own), "{own}");
+        for (own, index) in [("mt-0", 0), ("mt-65535", 65535)] {
+            assert_eq!(slot_of_host_veth(own), Some(index), "{own}");
         }
         for other in ["mt-", "mt-65536", "mt-01", "mt-+1", "mt-a", "eth0", "mt-1x"] {
-            assert!(!is_host_veth(other), "{other}");
+            assert_eq!(slot_of_host_veth(other), None, "{other}");
         }
     }
 

@@ -77,6 +77,14 @@ pub enum NetError {
     /// It is not certain that nothing of its last sandbox is left in a slot.
     #[error("the network slot cannot be used again: {0}")]
     NotClean(&'static str),
+    /// What is there is not the network of that slot, or not all of it.
+    #[error("cannot take back the network of slot {index}: {reason}")]
+    NotTheSlot {
+        /// The slot's number.
+        index: u16,
+        /// What is missing or wrong.
+        reason: &'static str,
+    },
     /// Parts of something could not be removed; the others are.
     #[error("could not remove all of {what}: {}", join(.errors))]
     TearDown {

@@ -1,6 +1,7 @@
 //! What all sandboxes share on the host: the nftables table, and an egress interface that forwards for them.
 //! Does not own any sandbox's part; see [`super::NetSlot`].
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
@@ -8,10 +9,11 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use super::error::all_or;
 use super::link::Links;
 use super::nft::Socket;
-use super::{NetError, host_rules, sysctl};
+use super::{NetError, NetSlot, host_rules, sysctl};
 use crate::netns::NetNs;
 
-/// The host's part of the network, in one network namespace. Dropping it removes it.
+/// The host's part of the network, in one network namespace. Dropping it removes it, unless slots of an earlier
+/// server are left in it that nobody has taken back: their sandboxes may run, so what confines them stays.
 #[derive(Debug)]
 pub struct HostNetwork {
     netns: NetNs,
@@ -20,6 +22,8 @@ pub struct HostNetwork {
     nft: Mutex<Socket>,
     egress: Option<Egress>,
     in_force: bool,
+    /// Slots of an earlier server that were neither taken back nor discarded yet.
+    kept: Mutex<BTreeSet<u16>>,
 }
 
 /// The interface that leads to the internet.
@@ -61,6 +65,16 @@ impl HostNetwork {
     /// # Errors
     /// When there is no interface `egress`, or the kernel refuses something; nothing is left behind then.
     pub fn set_up(egress: Option<&str>) -> Result<Self, NetError> {
+        Self::take_over(egress, &[])
+    }
+
+    /// Like [`Self::set_up`], and keeps the slots `keep` of the server before: they are let out, by `egress`, also
+    /// while this changes the table. Then each is to be taken back ([`NetSlot::adopt`]) or discarded
+    /// ([`NetSlot::discard`]).
+    ///
+    /// # Errors
+    /// As for [`Self::set_up`], but then what the earlier server has left is left as it was.
+    pub fn take_over(egress: Option<&str>, keep: &[u16]) -> Result<Self, NetError> {
         let netns = NetNs::current()?;
         let left_over = Egress::left_over()?;
         let egress = egress.map(|name| Egress::find(name, left_over.as_ref())).transpose()?;
@@ -69,8 +83,9 @@ impl HostNetwork {
             other.restore()?;
         }
         let nft = Socket::open()?;
-        host_rules::install(&nft, egress.as_ref())?;
-        let network = Self { netns, nft: Mutex::new(nft), egress, in_force: true };
+        let kept: BTreeSet<u16> = keep.iter().copied().collect();
+        host_rules::install(&nft, egress.as_ref(), kept.iter().copied())?;
+        let network = Self { netns, nft: Mutex::new(nft), egress, in_force: true, kept: Mutex::new(kept) };
         if let Some(egress) = &network.egress {
             sysctl::write(&sysctl::forwarding(&egress.name), 1)?;
         }
@@ -94,7 +109,17 @@ impl HostNetwork {
         self.nft.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives the egress interface its former setting and deletes the table. Destroy all slots first: nothing
+    /// Whether slot `index` is one to be taken back or discarded; it is not any more then.
+    pub(super) fn no_longer_kept(&self, index: u16) -> bool {
+        self.kept().remove(&index)
+    }
+
+    /// A panic elsewhere cannot leave it half-changed.
+    fn kept(&self) -> MutexGuard<'_, BTreeSet<u16>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes slots that nobody has taken back, gives the egress interface its former setting and deletes the table. Destroy all slots first: nothing
     /// confines those that are left (their own namespaces still let nobody in).
     ///
     /// # Errors
@@ -107,18 +132,23 @@ impl HostNetwork {
         if !std::mem::take(&mut self.in_force) {
             return Ok(());
         }
+        let kept = std::mem::take(&mut *self.kept());
+        let mut results: Vec<_> = kept.into_iter().map(|index| NetSlot::remove_from(self, index)).collect();
         let egress = self.egress.take();
         let restored = match egress {
             Some(egress) => self.netns.run(|| egress.restore())?,
             None => Ok(()),
         };
-        all_or("the host's network", [restored, host_rules::remove(&self.nft())])
+        results.extend([restored, host_rules::remove(&self.nft())]);
+        all_or("the host's network", results)
     }
 }
 
 impl Drop for HostNetwork {
     fn drop(&mut self) {
-        if self.in_force {
+        if self.in_force && !self.kept().is_empty() {
+            tracing::warn!(slots = ?self.kept(), "host network left in force for sandboxes not taken back");
+        } else if self.in_force {
             let removed = self.remove();
             tracing::warn!(?removed, "host network dropped without being torn down");
         }

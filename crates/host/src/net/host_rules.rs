@@ -18,13 +18,20 @@ const DENIED: &str = "denied";
 const FROM_SANDBOX: &str = "from_sandbox";
 const TO_SANDBOX: &str = "to_sandbox";
 
-/// Puts the table into force, in place of one an earlier server left. Without an egress interface nothing is
-/// forwarded from or to a sandbox.
-pub(super) fn install(nft: &Socket, egress: Option<&Egress>) -> Result<(), NetError> {
+/// Puts the table into force, in place of one an earlier server left, with the slots `kept` let out from its first
+/// moment on. Without an egress interface nothing is forwarded from or to a sandbox.
+pub(super) fn install(
+    nft: &Socket,
+    egress: Option<&Egress>,
+    kept: impl IntoIterator<Item = u16>,
+) -> Result<(), NetError> {
     let sandbox = Is(HOST_VETH_PREFIX.as_bytes());
     let mut batch = Batch::new();
     batch.replace_table(TABLE, &egress.map(Egress::to_comment).unwrap_or_default());
     batch.interface_address_set(TABLE, SANDBOXES);
+    for index in kept {
+        batch.add_interface_address(TABLE, SANDBOXES, &host_veth(index), inner_end(index));
+    }
     batch.range_set(TABLE, DENIED, &ALWAYS_DENIED);
     for chain in [FROM_SANDBOX, TO_SANDBOX] {
         batch.chain(TABLE, chain);

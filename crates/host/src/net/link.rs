@@ -35,6 +35,9 @@ pub(super) struct Links {
 pub(super) struct Link {
     pub(super) name: String,
     pub(super) is_veth: bool,
+    pub(super) index: u32,
+    /// The index of its other end, in the namespace that is in; 0 if it has none.
+    pub(super) peer: u32,
 }
 
 impl Links {
@@ -119,10 +122,11 @@ impl Links {
         let mut replies = self.socket.request(&request).map_err(|source| error(source.into()))?;
         let mut links = Vec::new();
         while let Some(reply) = replies.recv() {
-            let (_, attributes) = reply.map_err(error)?;
+            let (header, attributes) = reply.map_err(error)?;
             let Ok(name) = attributes.get_ifname() else { continue };
             let is_veth = attributes.get_linkinfo().is_ok_and(|info| info.get_kind() == Ok(c"veth"));
-            links.push(Link { name: name.to_string_lossy().into_owned(), is_veth });
+            let (index, peer) = (header.ifi_index.cast_unsigned(), attributes.get_link().unwrap_or(0));
+            links.push(Link { name: name.to_string_lossy().into_owned(), is_veth, index, peer });
         }
         Ok(links)
     }

@@ -10,8 +10,9 @@ use super::error::all_or;
 use super::host::HostNetwork;
 use super::inside::Inside;
 use super::link::Links;
-use super::{NetError, host_rules, tap};
+use super::{NetError, host_rules, slot_rules, tap};
 use crate::netns::NetNs;
+use crate::process::Process;
 
 /// The network of one sandbox. Dropping it destroys it.
 #[derive(Debug)]
@@ -19,7 +20,7 @@ pub struct NetSlot {
     host: Arc<HostNetwork>,
     index: u16,
     netns: NetNs,
-    /// None until it is made.
+    /// None until it is made, and of one that was taken back.
     inside: Option<Inside>,
     destroyed: bool,
 }
@@ -44,6 +45,73 @@ impl NetSlot {
         Ok(slot)
     }
 
+    /// Takes back slot number `index`, one that `host` was to keep ([`HostNetwork::take_over`]), with the namespace
+    /// that `vmm` is in. It cannot be recycled, only destroyed.
+    ///
+    /// # Errors
+    /// [`NetError::NotTheSlot`] when it was not to be kept, or `vmm` has ended, or is not in the namespace at the
+    /// other end of the slot's veth pair, or that lacks its tap or its rules; others when the kernel refuses
+    /// something. What is left of the slot on the host is removed then, as by [`Self::discard`], unless it was not
+    /// to be kept.
+    pub fn adopt(host: &Arc<HostNetwork>, index: u16, vmm: &Process) -> Result<Self, NetError> {
+        let wrong = |reason| NetError::NotTheSlot { index, reason };
+        if !host.no_longer_kept(index) {
+            return Err(wrong("it is not one of those that were kept"));
+        }
+        let adopt = || {
+            let netns = NetNs::of_process(vmm.pid())?;
+            // Only now: the number may be another's as soon as it has ended.
+            if !matches!(vmm.try_wait(), Ok(None)) {
+                return Err(wrong("its VMM has ended"));
+            }
+            if netns.is(host.netns())? {
+                return Err(wrong("its VMM is in the host's network namespace"));
+            }
+            let ends = |netns: &NetNs, name: &str| {
+                let links = netns.run(|| Links::open().list())??;
+                let link = links.into_iter().find(|link| link.is_veth && link.name == name);
+                Ok::<_, NetError>(link.map(|link| (link.index, link.peer)))
+            };
+            let outer = ends(host.netns(), &host_veth(index))?.ok_or(wrong("its interface is gone"))?;
+            let inner = ends(&netns, INNER_VETH)?.ok_or(wrong("its VMM's namespace has no way out"))?;
+            // The index of the host's end is unique on the host, and only one other interface has it as its peer.
+            if (outer.0, outer.1) != (inner.1, inner.0) {
+                return Err(wrong("its VMM is in the namespace of another slot"));
+            }
+            netns.run(|| {
+                Links::open().index(TAP)?;
+                if slot_rules::in_force()? {
+                    Ok(())
+                } else {
+                    Err(wrong("its VMM's namespace has lost its rules"))
+                }
+            })??;
+            Ok(netns)
+        };
+        match adopt() {
+            Ok(netns) => Ok(Self { host: Arc::clone(host), index, netns, inside: None, destroyed: false }),
+            Err(error) => {
+                if let Err(left) = Self::remove_from(host, index) {
+                    tracing::warn!(
+                        index,
+                        error = &left as &dyn std::error::Error,
+                        "a slot is not quite removed"
+                    );
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes slot number `index`, one that `host` was to keep, whose sandbox is no more. Its processes must have
+    /// ended. Fine when it is gone.
+    ///
+    /// # Errors
+    /// All that failed; the rest is done.
+    pub fn discard(host: &HostNetwork, index: u16) -> Result<(), NetError> {
+        if host.no_longer_kept(index) { Self::remove_from(host, index) } else { Ok(()) }
+    }
+
     /// Makes a used slot as good as new, for another sandbox. Takes some 30 ms, and less than half the processor time
     /// that it takes to destroy it and create another.
     ///
@@ -54,7 +122,7 @@ impl NetSlot {
     /// [`NetError::NotClean`] when it is not certain that nothing of the sandbox is left, others when the kernel
     /// refuses something. Only [`Self::destroy`] is left to do then.
     pub fn recycle(&mut self) -> Result<(), NetError> {
-        let inside = self.inside.as_mut().ok_or(NetError::NotClean("it was not made to the end"))?;
+        let inside = self.inside.as_mut().ok_or(NetError::NotClean("this server has not made it"))?;
         self.netns.run(|| inside.recycle())?
     }
 
@@ -116,12 +184,14 @@ impl NetSlot {
         if std::mem::replace(&mut self.destroyed, true) {
             return Ok(());
         }
-        let expelled = host_rules::expel(&self.host.nft(), self.index);
-        let deleted = self.host.netns().run(|| Links::open().delete(&host_veth(self.index)));
-        all_or(
-            format!("network slot {}", self.index),
-            [expelled, deleted.unwrap_or_else(|error| Err(error.into()))],
-        )
+        Self::remove_from(&self.host, self.index)
+    }
+
+    /// Removes what slot `index` has on the host.
+    pub(super) fn remove_from(host: &HostNetwork, index: u16) -> Result<(), NetError> {
+        let expelled = host_rules::expel(&host.nft(), index);
+        let deleted = host.netns().run(|| Links::open().delete(&host_veth(index)));
+        all_or(format!("network slot {index}"), [expelled, deleted.unwrap_or_else(|error| Err(error.into()))])
     }
 }
 

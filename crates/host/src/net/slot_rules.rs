@@ -49,6 +49,11 @@ pub(super) fn install_at_tap() -> Result<(), NetError> {
     batch.commit(&Socket::open()?, "install the nftables table at a tap")
 }
 
+/// Whether both tables are there, in the namespace that the calling thread is in.
+pub(super) fn in_force() -> Result<bool, NetError> {
+    Ok(INET.comment()?.is_some() && NETDEV.comment()?.is_some())
+}
+
 /// Deletes the table at a tap that is gone. Some kernels leave the chain in it, others do not.
 pub(super) fn remove_from_tap() -> Result<(), NetError> {
     let mut batch = Batch::new();
