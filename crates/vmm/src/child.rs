@@ -1,4 +1,4 @@
-//! A VMM process for the event loop: started off it, watched through its pidfd, killed and reaped. Does not
+//! A VMM process for the event loop: started off it, or adopted, watched through its pidfd, killed and reaped. Does not
 //! know which VMM it is.
 
 use std::ffi::OsString;
@@ -52,6 +52,11 @@ impl Child {
             Ok(process) => process.map_err(VmmError::Spawn)?,
             Err(broken) => return Err(VmmError::Pidfd(broken.into())),
         };
+        Self::adopt(process)
+    }
+
+    /// Watches a process that another server has started.
+    pub(crate) fn adopt(process: Process) -> Result<Self, VmmError> {
         let pidfd = process.pidfd().try_clone_to_owned().and_then(watch_readable).map_err(VmmError::Pidfd)?;
         Ok(Self { process, pidfd })
     }
@@ -68,8 +73,7 @@ impl Child {
     /// Whether it has ended, and then how.
     pub(crate) fn status(&self) -> Option<String> {
         match self.process.try_wait() {
-            Ok(status) => status.map(|status| status.to_string()),
-            // Someone else has reaped it.
+            Ok(ended) => ended.map(|ended| ended.to_string()),
             Err(error) => Some(format!("ended, status lost ({error})")),
         }
     }

@@ -113,6 +113,20 @@ pub enum VmmError {
     /// The VMM ended when it should have worked.
     #[error("the VMM ended: {0}")]
     Ended(Exit),
+    /// A server was killed before it let this VM's guest run.
+    #[error("the guest was never started (the VMM says {0:?})")]
+    NeverRan(String),
+    /// A VM to be adopted is in a state that none should be in.
+    #[error("the VM cannot be adopted (the VMM says {0:?})")]
+    NotAdoptable(String),
+    /// A snapshot was asked of a VM whose VMM was started before its program was upgraded.
+    #[error("the VM cannot be saved: it runs in version {running} of its VMM, snapshots are of {current}")]
+    OtherVersion {
+        /// That of the process.
+        running: String,
+        /// That of the program now.
+        current: String,
+    },
     /// A command to QEMU failed.
     #[error("QMP command {command} failed")]
     Qmp {

@@ -29,6 +29,6 @@ pub use initramfs::write_initramfs;
 pub use probe::{KvmProbe, KvmVerdict, probe_kvm};
 pub use qemu::{QmpError, qemu};
 pub use vmm::{
-    Accelerator, BoxFuture, Exit, MicroVm, Origin, Place, SnapshotFiles, UnknownName, VmSpec, Vmm, VmmInfo,
-    VmmKind,
+    Accelerator, BoxFuture, Exit, MicroVm, Origin, Place, SnapshotFiles, Survivor, UnknownName, VmSpec, Vmm,
+    VmmInfo, VmmKind,
 };

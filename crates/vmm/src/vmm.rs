@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use manta_host::{Credentials, NetNs};
+use manta_host::{Credentials, NetNs, Process};
 use tokio::net::UnixStream;
 
 use crate::error::VmmError;
@@ -106,6 +106,19 @@ pub struct Place {
     pub credentials: Credentials,
 }
 
+/// A VM whose server was killed while it ran.
+#[derive(Debug)]
+pub struct Survivor {
+    /// Its VMM's process, adopted ([`Process::adopt`]).
+    pub process: Process,
+    /// Its directory: [`Place::dir`].
+    pub dir: PathBuf,
+    /// Whom the VMM runs as.
+    pub credentials: Credentials,
+    /// Whether it began with a snapshot.
+    pub restored: bool,
+}
+
 /// How a VMM process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
@@ -145,6 +158,21 @@ pub trait Vmm: Send + Sync + fmt::Debug {
     /// boot a guest; nothing is left of it then but files in the place's directory.
     async fn spawn(&self, place: Place, spec: &VmSpec, origin: &Origin)
     -> Result<Box<dyn MicroVm>, VmmError>;
+
+    /// Takes over a VM that a server which is dead has started, by this driver and from this `spec`; no file of it
+    /// need be there any more. A guest that is paused, because the server died while it was saved or because it
+    /// rested, goes on.
+    ///
+    /// What is lost: what the VMM printed, and with QEMU the part of the guest's console that the dead server had
+    /// read. If the VMM was upgraded meanwhile, this VM's is not of [`Vmm::info`]'s version: it runs on, but
+    /// [`MicroVm::snapshot`] refuses.
+    ///
+    /// # Errors
+    /// [`VmmError::NeverRan`] when the dead server had not let its guest run; [`VmmError::Ended`] when the guest has
+    /// ended itself meanwhile, or the VMM has; others when it does not answer, in 15 s at most unless a snapshot of
+    /// the dead server is still being written, or is not as it was started. In all cases the VMM is killed, as it
+    /// is if the future is dropped.
+    async fn adopt(&self, survivor: Survivor, spec: &VmSpec) -> Result<Box<dyn MicroVm>, VmmError>;
 }
 
 /// A VMM process with its one VM. Dropping it kills the process, which may block the thread for a moment: use

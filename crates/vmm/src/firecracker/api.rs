@@ -63,11 +63,12 @@ impl Api {
         Ok(Self { sender })
     }
 
-    pub(super) async fn send(&mut self, request: &Request) -> Result<(), ApiError> {
+    /// Makes a request, and gives the answer: null if there is none in it.
+    pub(super) async fn send(&mut self, request: &Request) -> Result<Value, ApiError> {
         let exchange = timeout(request.timeout, self.exchange(request));
         let (status, body) = exchange.await.map_err(|_| ApiError::Timeout(request.timeout))??;
         if status.is_success() {
-            return Ok(());
+            return Ok(serde_json::from_slice(&body).unwrap_or_default());
         }
         let fault = match serde_json::from_slice::<Value>(&body) {
             Ok(Value::Object(fields)) => {
@@ -85,7 +86,7 @@ impl Api {
             .uri(request.path)
             .header("Host", "localhost")
             .header("Content-Type", "application/json")
-            .body(Full::from(request.body.to_string()))
+            .body(if request.body.is_null() { Full::default() } else { Full::from(request.body.to_string()) })
             .map_err(ApiError::Request)?;
         // Until the connection's task has taken notice of the previous answer, it takes no request.
         self.sender.ready().await.map_err(ApiError::Connection)?;

@@ -6,6 +6,7 @@
 //! into a clone of that file, which is made before the pause. What else a snapshot remembers of its host has
 //! the same name for every VM: disks by descriptor, the tap, the vsock's socket in the working directory.
 
+mod adopt;
 mod api;
 mod requests;
 mod saved;
@@ -29,7 +30,7 @@ use crate::console::printable;
 use crate::dir::{Image, VmDir};
 use crate::error::VmmError;
 use crate::version::Requirement;
-use crate::vmm::{Accelerator, Exit, MicroVm, Origin, Place, VmSpec, Vmm, VmmInfo, VmmKind};
+use crate::vmm::{Accelerator, Exit, MicroVm, Origin, Place, Survivor, VmSpec, Vmm, VmmInfo, VmmKind};
 use vm::FirecrackerVm;
 use vsock::Vsock;
 use watch::SocketWatch;
@@ -163,7 +164,12 @@ impl Vmm for Firecracker {
             memory_len,
             tracks_changes,
             base: Mutex::new(base.map(File::from)),
+            other_version: None,
         }))
+    }
+
+    async fn adopt(&self, survivor: Survivor, spec: &VmSpec) -> Result<Box<dyn MicroVm>, VmmError> {
+        Ok(Box::new(adopt::adopt(survivor, spec, &self.info.version).await?))
     }
 }
 

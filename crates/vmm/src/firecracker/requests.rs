@@ -98,6 +98,11 @@ pub(super) fn load(memory_len: u64, track_changes: bool) -> Request {
     Request { timeout: deadline::for_memory(memory_len), ..put("/snapshot/load", body) }
 }
 
+/// What it is, and how far its VM is. Answered after what was asked before, such as to save that much memory.
+pub(super) fn describe(memory_len: u64) -> Request {
+    Request { method: Method::GET, timeout: deadline::for_memory(memory_len), ..put("/", Value::Null) }
+}
+
 /// Stops the processors.
 pub(super) fn pause() -> Request {
     vm_state("Paused")

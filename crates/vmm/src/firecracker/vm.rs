@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use serde_json::Value;
 use tokio::net::UnixStream;
 
 use super::API_SOCKET;
@@ -39,18 +40,22 @@ pub(super) struct FirecrackerVm {
     /// Memory as it was when Firecracker began to note changes: what the VM was restored from, later the last
     /// snapshot of it. None if there is no such file, or it does not note them.
     pub(super) base: Mutex<Option<File>>,
+    /// Of an adopted Firecracker, if it is not of the version that snapshots are of: its, then that.
+    pub(super) other_version: Option<(String, String)>,
 }
 
 impl FirecrackerVm {
-    async fn send(&self, requests: &[Request]) -> Result<(), VmmError> {
+    /// Makes requests, and gives the answer to the last.
+    pub(super) async fn send(&self, requests: &[Request]) -> Result<Value, VmmError> {
         let failed = |request: String| move |source| VmmError::Api { request, source };
         let connected = self.dir.connect(API_SOCKET).await.map_err(ApiError::Connect);
         let stream = connected.map_err(failed("connect".to_owned()))?;
         let mut api = Api::new(stream).await.map_err(failed("connect".to_owned()))?;
+        let mut answer = Value::Null;
         for request in requests {
-            api.send(request).await.map_err(failed(request.to_string()))?;
+            answer = api.send(request).await.map_err(failed(request.to_string()))?;
         }
-        Ok(())
+        Ok(answer)
     }
 
     async fn save(
@@ -58,6 +63,9 @@ impl FirecrackerVm {
         files: &SnapshotFiles,
         while_paused: BoxFuture<'_, io::Result<()>>,
     ) -> Result<Duration, VmmError> {
+        if let Some((running, current)) = self.other_version.clone() {
+            return Err(VmmError::OtherVersion { running, current });
+        }
         // Once asked to save them, Firecracker forgets which pages have changed: if anything fails, it is all
         // of them the next time.
         let base = self.base.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -77,7 +85,7 @@ impl FirecrackerVm {
         let resumed = self.alive(self.send(&[resume(self.memory_len)])).await;
         let paused = start.elapsed();
         match resumed {
-            Ok(()) => saved?,
+            Ok(_) => saved?,
             Err(ended @ VmmError::Ended(_)) => return Err(ended),
             Err(error) => return Err(VmmError::Resume(Box::new(error))),
         }
@@ -101,7 +109,10 @@ impl FirecrackerVm {
     }
 
     /// Takes a step as long as Firecracker lives; its end is the error else.
-    async fn alive<T>(&self, step: impl Future<Output = Result<T, VmmError>>) -> Result<T, VmmError> {
+    pub(super) async fn alive<T>(
+        &self,
+        step: impl Future<Output = Result<T, VmmError>>,
+    ) -> Result<T, VmmError> {
         let taken = tokio::select! {
             biased;
             status = self.child.ended() => return Err(VmmError::Ended(self.exit(status))),
@@ -132,21 +143,21 @@ impl MicroVm for FirecrackerVm {
     }
 
     async fn start(&self) -> Result<(), VmmError> {
-        self.alive(self.send(&self.start)).await
+        self.alive(self.send(&self.start)).await.map(drop)
     }
 
     async fn rest(&self) -> Result<(), VmmError> {
         if !self.can_rest {
             return Ok(());
         }
-        self.alive(self.send(&[pause()])).await
+        self.alive(self.send(&[pause()])).await.map(drop)
     }
 
     async fn wake(&self) -> Result<(), VmmError> {
         if !self.can_rest {
             return Ok(());
         }
-        self.alive(self.send(&[resume(self.memory_len)])).await
+        self.alive(self.send(&[resume(self.memory_len)])).await.map(drop)
     }
 
     async fn snapshot(

@@ -8,7 +8,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use manta_host::disk::{CloneMode, clone_file};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{
+    FileType, MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate,
+    memfd_create, open,
+};
 
 /// Of x86-64, bytes.
 const PAGE: u64 = 4096;
@@ -21,6 +24,12 @@ const RUN: u64 = 256;
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const OF_FILE: u64 = 1 << 61;
+
+/// What QEMU maps is its own affair: no more is read of the list than a well-behaved one has.
+const MAX_MAPS: u64 = 1 << 20;
+
+/// Memory keeps its size for good.
+const SEALS: SealFlags = SealFlags::GROW.union(SealFlags::SHRINK).union(SealFlags::SEAL);
 
 /// What QEMU maps. Kept open: a snapshot may be deleted while VMs restored from it run.
 #[derive(Debug)]
@@ -37,8 +46,37 @@ impl Memory {
         let file = memfd_create("guest-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         ftruncate(&file, u64::from(mib) << 20)?;
         // QEMU is not trusted, and a snapshot copies the whole length.
-        fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+        fcntl_add_seals(&file, SEALS)?;
         Ok(Self::Shared(file.into()))
+    }
+
+    /// That of a QEMU which another server has spawned, of `len` bytes. As for [`Process::open`], it must be known to
+    /// live after this.
+    ///
+    /// QEMU is not trusted: it may have any file under any descriptor, also one that it cannot read. But what it has
+    /// mapped it can read.
+    pub(super) fn of_process(pid: u32, len: u64, restored: bool) -> io::Result<Self> {
+        let maps = BufReader::new(File::open(format!("/proc/{pid}/maps"))?.take(MAX_MAPS));
+        for line in maps.lines() {
+            let Some(found) = Mapping::parse(&line?) else { continue };
+            if found.private == restored
+                && found.end - found.start == len
+                && let Some(file) = found.file(pid, len)?
+            {
+                return Self::of_mapped(file, restored);
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::NotFound, "no file of the memory's size is mapped"))
+    }
+
+    fn of_mapped(file: File, restored: bool) -> io::Result<Self> {
+        if restored {
+            return Ok(Self::Private(file));
+        }
+        if !fcntl_get_seals(&file)?.contains(SEALS) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "what is mapped could change its size"));
+        }
+        Ok(Self::Shared(file))
     }
 
     /// The file, for QEMU.
@@ -111,29 +149,52 @@ impl Process {
 
     /// Where the process has the snapshot's file.
     fn mapping(&self) -> io::Result<u64> {
-        // What QEMU maps is its own affair: no more is read than a well-behaved one has.
-        let maps = BufReader::new((&self.maps).take(1 << 20));
+        let maps = BufReader::new((&self.maps).take(MAX_MAPS));
         for line in maps.lines() {
-            if let Some((start, length, inode)) = private_mapping(&line?)
-                && (length, inode) == (self.len, self.inode)
+            if let Some(found) = Mapping::parse(&line?)
+                && found.private
+                && (found.end - found.start, found.inode) == (self.len, self.inode)
             {
-                return Ok(start);
+                return Ok(found.start);
             }
         }
         Err(io::Error::new(io::ErrorKind::NotFound, "the snapshot's file is not mapped"))
     }
 }
 
-/// Start, length and inode of a private mapping from the start of a file: a line of `proc_pid_maps(5)`.
-/// Not the device: some file systems name another here than `stat` does.
-fn private_mapping(line: &str) -> Option<(u64, u64, u64)> {
-    let mut fields = line.split_ascii_whitespace();
-    let (start, end) = fields.next()?.split_once('-')?;
-    let (mode, offset, _device, inode) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-    let hex = |text| u64::from_str_radix(text, 16).ok();
-    let private = mode.ends_with('p') && hex(offset)? == 0;
-    let start = hex(start)?;
-    private.then_some((start, hex(end)?.checked_sub(start)?, inode.parse().ok()?))
+/// A mapping from the start of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mapping {
+    start: u64,
+    end: u64,
+    private: bool,
+    /// Not the device: some file systems name another here than `stat` does.
+    inode: u64,
+}
+
+impl Mapping {
+    /// A line of `proc_pid_maps(5)`.
+    fn parse(line: &str) -> Option<Self> {
+        let mut fields = line.split_ascii_whitespace();
+        let (start, end) = fields.next()?.split_once('-')?;
+        let (mode, offset, _device, inode) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        let hex = |text| u64::from_str_radix(text, 16).ok();
+        let (start, end, inode) = (hex(start)?, hex(end)?, inode.parse().ok()?);
+        let private = mode.ends_with('p');
+        (start <= end && hex(offset)? == 0 && inode != 0).then_some(Self { start, end, private, inode })
+    }
+
+    /// The mapped file, if it is a regular one of `len` bytes. Opens no other, as that could have effects.
+    fn file(&self, pid: u32, len: u64) -> io::Result<Option<File>> {
+        // Needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE in the initial user namespace: proc_pid_map_files(5).
+        let link = format!("/proc/{pid}/map_files/{:x}-{:x}", self.start, self.end);
+        let seen = open(&link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let stat = fstat(&seen)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_size as u64 != len {
+            return Ok(None);
+        }
+        File::open(format!("/proc/self/fd/{}", seen.as_raw_fd())).map(Some)
+    }
 }
 
 /// The runs of pages that are the process's own, from the first up to before the second.
@@ -158,17 +219,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mapping_is_found_by_its_inode_and_length() {
-        let line = "7f0000000000-7f0010000000 rw-p 00000000 fe:00 1234    /vm/a b (deleted)";
-        assert_eq!(private_mapping(line), Some((0x7f00_0000_0000, 256 << 20, 1234)));
+    fn mappings_from_the_start_of_a_file_are_told_from_others() {
+        let private = "7f0000000000-7f0010000000 rw-p 00000000 fe:00 1234    /vm/a b (deleted)";
+        let (start, end, inode) = (0x7f00_0000_0000, 0x7f00_1000_0000, 1234);
+        assert_eq!(Mapping::parse(private), Some(Mapping { start, end, private: true, inode }));
+        let shared = "7f0000000000-7f0010000000 rw-s 00000000 00:01 1234 /memfd:guest-memory (deleted)";
+        assert_eq!(Mapping::parse(shared), Some(Mapping { start, end, private: false, inode }));
         for other in [
-            "7f0000000000-7f0010000000 rw-s 00000000 00:01 1234 /memfd:guest-memory (deleted)",
             "7f0000000000-7f0010000000 rw-p 00001000 fe:00 1234 /vm/a",
+            "7f0000000000-7f0010000000 rw-p 00000000 00:00 0 ",
             "7f0010000000-7f0000000000 rw-p 00000000 fe:00 1234 /vm/a",
             "7f0000000000-7f0010000000 rw-p",
             "",
         ] {
-            assert_eq!(private_mapping(other), None, "{other}");
+            assert_eq!(Mapping::parse(other), None, "{other}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! The QEMU driver: the `microvm` machine, under TCG or KVM. Spawns QEMU; [`vm`] is what lives on.
 
+mod adopt;
 mod command;
 mod console;
 mod memory;
@@ -23,7 +24,7 @@ use crate::deadline;
 use crate::dir::{Image, VmDir};
 use crate::error::VmmError;
 use crate::version::Requirement;
-use crate::vmm::{Accelerator, Exit, MicroVm, Origin, Place, VmSpec, Vmm, VmmInfo, VmmKind};
+use crate::vmm::{Accelerator, Exit, MicroVm, Origin, Place, Survivor, VmSpec, Vmm, VmmInfo, VmmKind};
 use command::{AGENT_FD, QMP_FD, TAP_FD};
 use memory::Memory;
 use qmp::Qmp;
@@ -122,6 +123,10 @@ impl Vmm for Qemu {
         };
         child.kill().await?;
         Err(failure)
+    }
+
+    async fn adopt(&self, survivor: Survivor, spec: &VmSpec) -> Result<Box<dyn MicroVm>, VmmError> {
+        Ok(Box::new(adopt::adopt(survivor, spec, &self.info.version).await?))
     }
 }
 

@@ -20,6 +20,9 @@ impl QemuVm {
         files: &SnapshotFiles,
         while_paused: BoxFuture<'_, io::Result<()>>,
     ) -> Result<Duration, VmmError> {
+        if let Some((running, current)) = self.other_version.clone() {
+            return Err(VmmError::OtherVersion { running, current });
+        }
         if let Memory::Private(_) = self.memory {
             // All but what the guest has written since its restore. Takes its time, so before the pause.
             self.copy_memory(files).await?;

@@ -29,6 +29,8 @@ pub(super) struct QemuVm {
     pub(super) memory: Memory,
     /// For one step of work on the files of a snapshot.
     pub(super) files_timeout: Duration,
+    /// Of an adopted QEMU, if it is not of the version that snapshots are of: its, then that.
+    pub(super) other_version: Option<(String, String)>,
     qmp: Qmp,
     console: Arc<Console>,
 }
@@ -37,7 +39,7 @@ impl QemuVm {
     pub(super) fn new(child: Child, dir: VmDir, memory: Memory, files_timeout: Duration, qmp: Qmp) -> Self {
         let console = Arc::new(Console::default());
         tokio::spawn(end_with_guest(qmp.clone(), Arc::clone(&console)));
-        Self { child, dir: Arc::new(dir), memory, files_timeout, qmp, console }
+        Self { child, dir: Arc::new(dir), memory, files_timeout, other_version: None, qmp, console }
     }
 
     pub(super) async fn command(&self, command: &'static str, arguments: Value) -> Result<(), VmmError> {
