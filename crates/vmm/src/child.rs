@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use manta_host::{Credentials, NetNs, Process, Spawn};
+use manta_host::{Credentials, NetNs, Process, ProcessId, Spawn};
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
@@ -63,6 +63,10 @@ impl Child {
 
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    pub(crate) fn id(&self) -> ProcessId {
+        self.process.id()
     }
 
     /// What it printed so far.

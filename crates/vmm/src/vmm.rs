@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use manta_host::{Credentials, NetNs, Process};
+use manta_host::{Credentials, NetNs, Process, ProcessId};
 use tokio::net::UnixStream;
 
 use crate::error::VmmError;
@@ -181,6 +181,9 @@ pub trait Vmm: Send + Sync + fmt::Debug {
 pub trait MicroVm: Send + Sync + fmt::Debug {
     /// The VMM's process id; meaningful until [`MicroVm::exited`] completes.
     fn pid(&self) -> u32;
+
+    /// By what a later server finds the VMM's process, to adopt it ([`Vmm::adopt`]).
+    fn process_id(&self) -> ProcessId;
 
     /// Lets the guest boot, or go on where its snapshot was taken. To be called once.
     ///

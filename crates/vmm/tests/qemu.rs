@@ -1,6 +1,8 @@
 //! The QEMU driver with a real QEMU, a real kernel and a tiny guest. As root.
 #![allow(clippy::unwrap_used)] // in the helpers too
 
+#[path = "qemu/adopt.rs"]
+mod adopt;
 #[path = "support/ground.rs"]
 mod ground;
 #[path = "support/guest.rs"]

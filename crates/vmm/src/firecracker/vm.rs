@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use manta_host::ProcessId;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
@@ -140,6 +141,10 @@ impl FirecrackerVm {
 impl MicroVm for FirecrackerVm {
     fn pid(&self) -> u32 {
         self.child.pid()
+    }
+
+    fn process_id(&self) -> ProcessId {
+        self.child.id()
     }
 
     async fn start(&self) -> Result<(), VmmError> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use manta_host::ProcessId;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -99,6 +100,10 @@ async fn end_with_guest(qmp: Qmp, console: Arc<Console>) {
 impl MicroVm for QemuVm {
     fn pid(&self) -> u32 {
         self.child.pid()
+    }
+
+    fn process_id(&self) -> ProcessId {
+        self.child.id()
     }
 
     async fn start(&self) -> Result<(), VmmError> {
