@@ -68,8 +68,8 @@ impl HostNetwork {
         Self::take_over(egress, &[])
     }
 
-    /// Like [`Self::set_up`], and keeps the slots `keep` of the server before: they are let out, by `egress`, also
-    /// while this changes the table. Then each is to be taken back ([`NetSlot::adopt`]) or discarded
+    /// Like [`Self::set_up`], and keeps the slots `keep` of the server before: they are let out, by `egress`. If that
+    /// and the rules are the same as before, none of their packets is lost; if not, those of some milliseconds. Then each is to be taken back ([`NetSlot::adopt`]) or discarded
     /// ([`NetSlot::discard`]).
     ///
     /// # Errors
@@ -84,7 +84,7 @@ impl HostNetwork {
         }
         let nft = Socket::open()?;
         let kept: BTreeSet<u16> = keep.iter().copied().collect();
-        host_rules::install(&nft, egress.as_ref(), kept.iter().copied())?;
+        host_rules::install(&nft, egress.as_ref(), &kept)?;
         let network = Self { netns, nft: Mutex::new(nft), egress, in_force: true, kept: Mutex::new(kept) };
         if let Some(egress) = &network.egress {
             sysctl::write(&sysctl::forwarding(&egress.name), 1)?;
@@ -182,12 +182,13 @@ impl Egress {
     }
 
     pub(super) fn to_comment(&self) -> String {
-        format!("egress {} forwarding {}", self.name, u8::from(self.forwarded_before))
+        format!("egress {} forwarding {} ", self.name, u8::from(self.forwarded_before))
     }
 
     fn from_comment(comment: &str) -> Option<Self> {
         // A name has no spaces: the kernel refuses them.
-        let (name, forwarding) = comment.strip_prefix("egress ")?.split_once(" forwarding ")?;
+        let (name, rest) = comment.strip_prefix("egress ")?.split_once(" forwarding ")?;
+        let forwarding = rest.split(' ').next()?;
         Some(Self { name: name.to_owned(), forwarded_before: forwarding != "0" })
     }
 }

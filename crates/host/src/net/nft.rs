@@ -5,6 +5,7 @@ mod expr;
 mod socket;
 
 use std::ffi::{CStr, CString};
+use std::hash::{DefaultHasher, Hasher};
 use std::net::Ipv4Addr;
 
 use netlink_bindings::nftables::{self, Chained, Nfgenmsg, SetElemFlags, SetFlags};
@@ -32,6 +33,7 @@ const COMMENT: u8 = 0;
 #[repr(u8)]
 pub(super) enum Family {
     Inet = 1,
+    Ipv4 = 2,
     Netdev = 5,
 }
 
@@ -200,6 +202,13 @@ impl Batch {
         for expr in exprs {
             list = expr.encode(list);
         }
+    }
+
+    /// Differs if the batch does, and perhaps with another version of the standard library.
+    pub(super) fn hash(self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(self.chained.finalize().buf());
+        hasher.finish()
     }
 
     /// Puts the batch into force, in the namespace of the socket.

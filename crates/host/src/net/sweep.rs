@@ -18,13 +18,17 @@ use super::{NetError, host_rules};
 /// All that failed; the rest is done.
 pub fn sweep_network(keep: &[u16]) -> Result<(), NetError> {
     let mut links = Links::open();
-    let mut results = Vec::new();
+    let (mut results, mut swept) = (Vec::new(), Vec::new());
     for link in links.list()? {
         if link.is_veth && slot_of_host_veth(&link.name).is_some_and(|index| !keep.contains(&index)) {
             results.push(links.delete(&link.name));
+            swept.extend(slot_of_host_veth(&link.name));
         }
     }
-    if keep.is_empty() && host_rules::TABLE.comment()?.is_some() {
+    if !keep.is_empty() {
+        let nft = Socket::open()?;
+        results.extend(swept.into_iter().map(|index| host_rules::expel(&nft, index)));
+    } else if host_rules::TABLE.comment()?.is_some() {
         // The table last: as long as it exists it confines slots and remembers the interface's setting.
         results.push(Egress::left_over().and_then(|egress| egress.map_or(Ok(()), |egress| egress.restore())));
         results.push(host_rules::remove(&Socket::open()?));
