@@ -3,6 +3,8 @@
 //! boots in the emulated KVM host.
 #![allow(clippy::unwrap_used)] // in the helpers too
 
+#[path = "firecracker/adopt.rs"]
+mod adopt;
 #[path = "support/fake_firecracker.rs"]
 mod fake_firecracker;
 #[path = "support/ground.rs"]

@@ -154,7 +154,9 @@ async fn answer(
         (Trouble::NoResume, "/vm") if body.contains("Resumed") => "Failed to resume: no answer of a vCPU",
         _ => "",
     };
-    let (status, body) = if fault.is_empty() {
+    let (status, body) = if path == "/" {
+        (StatusCode::OK, describe(&requests.lock().unwrap()))
+    } else if fault.is_empty() {
         (StatusCode::NO_CONTENT, String::new())
     } else {
         (StatusCode::BAD_REQUEST, format!(r#"{{"fault_message":"{fault}"}}"#))
@@ -162,6 +164,18 @@ async fn answer(
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
     Ok(response)
+}
+
+/// `InstanceInfo` of the API, after these requests.
+fn describe(requests: &[String]) -> String {
+    let state = requests.iter().rev().find_map(|line| match line.split(' ').nth(1)? {
+        "/vm" if line.contains("Paused") => Some("Paused"),
+        "/vm" | "/actions" | "/snapshot/load" => Some("Running"),
+        _ => None,
+    });
+    let state = state.unwrap_or("Not started");
+    serde_json::json!({ "id": "vm", "state": state, "vmm_version": "1.12.1", "app_name": "Firecracker" })
+        .to_string()
 }
 
 /// Does to the files what Firecracker does (its `Vm::snapshot_memory_to_file`), as the user it runs as.
