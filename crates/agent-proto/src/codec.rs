@@ -4,7 +4,7 @@ use crate::MAX_FRAME;
 use crate::frame::{Frame, FrameError};
 
 /// Longest encoded frame without its end: COBS adds one byte in 254, and one.
-const MAX_ENCODED: usize = MAX_FRAME + MAX_FRAME / 254 + 2;
+pub(crate) const MAX_ENCODED: usize = MAX_FRAME + MAX_FRAME / 254 + 2;
 
 /// Appends `frame`, ready to send.
 ///
@@ -32,6 +32,9 @@ pub struct Decoder {
     /// Received, not yet decoded; bytes before `read` are used up.
     buffer: Vec<u8>,
     read: usize,
+    /// Bytes from there on in which there is no end of a frame: they are looked through once, in however small pieces
+    /// a long frame comes.
+    searched: usize,
     /// Inside a frame that is too long: drop everything up to its end.
     skipping: bool,
     frame_len: usize,
@@ -56,18 +59,20 @@ impl Decoder {
     pub fn next_frame(&mut self) -> Option<Result<Frame, FrameError>> {
         loop {
             let pending = &mut self.buffer[self.read..];
-            let Some(end) = pending.iter().position(|&byte| byte == 0) else {
+            let searched = std::mem::replace(&mut self.searched, pending.len());
+            let Some(end) = pending[searched..].iter().position(|&byte| byte == 0) else {
                 if pending.len() > MAX_ENCODED && !self.skipping {
                     self.skipping = true;
-                    self.read = self.buffer.len();
+                    (self.read, self.searched) = (self.buffer.len(), 0);
                     return Some(Err(FrameError::TooLong));
                 }
                 if self.skipping {
-                    self.read = self.buffer.len();
+                    (self.read, self.searched) = (self.buffer.len(), 0);
                 }
                 return None;
             };
-            self.read += end + 1;
+            let end = searched + end;
+            (self.read, self.searched) = (self.read + end + 1, 0);
             if std::mem::take(&mut self.skipping) || end == 0 {
                 continue; // the rest of a frame already reported, or an empty one
             }
@@ -81,6 +86,12 @@ impl Decoder {
                 Err(_) => Err(FrameError::Encoding),
             });
         }
+    }
+
+    /// Bytes received and not decoded.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn held(&self) -> usize {
+        self.buffer.len() - self.read
     }
 
     /// Bytes that the last frame took on the link.
@@ -113,7 +124,7 @@ mod tests {
         for chunk in bytes.chunks(piece) {
             decoder.feed(chunk);
             frames.extend(std::iter::from_fn(|| decoder.next_frame()));
-            assert!(decoder.buffer.len() - decoder.read <= MAX_ENCODED, "holds more than one frame");
+            assert!(decoder.held() <= MAX_ENCODED, "holds more than one frame");
         }
         frames
     }
@@ -166,6 +177,19 @@ mod tests {
         assert!(decoder.buffer.capacity() < 3 * MAX_ENCODED, "the buffer grew");
         let got = decode(&mut decoder, &[&[0], encoded(&hello(1)).as_slice()].concat(), 4096);
         assert_eq!(got.into_iter().map(Result::unwrap).collect::<Vec<_>>(), [hello(1)]);
+    }
+
+    #[test]
+    fn a_long_frame_in_small_pieces_is_looked_through_once() {
+        let mut decoder = Decoder::new();
+        for fed in 1..=MAX_ENCODED {
+            decoder.feed(b"x");
+            assert!(decoder.next_frame().is_none());
+            assert_eq!(decoder.searched, fed);
+        }
+        decoder.feed(&[0]);
+        assert!(decoder.next_frame().is_some());
+        assert_eq!(decoder.searched, 0);
     }
 
     #[test]

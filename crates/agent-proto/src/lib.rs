@@ -14,6 +14,8 @@
 
 mod codec;
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod message;
 mod transit;
 
