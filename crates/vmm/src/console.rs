@@ -3,6 +3,9 @@
 /// Most that is kept, bytes.
 const LIMIT: usize = 64 * 1024;
 
+/// Most of an answer that goes into a message, characters.
+const EXCERPT: usize = 500;
+
 /// Joins what was printed, without the control characters that a terminal would obey; the last of it, if it is
 /// too much.
 pub(crate) fn printable(parts: &[&str]) -> String {
@@ -17,9 +20,20 @@ pub(crate) fn printable(parts: &[&str]) -> String {
     text.split_off(text.ceil_char_boundary(surplus))
 }
 
+/// As much of a VMM's own words as goes into a message: it may be in its guest's hands.
+pub(crate) fn excerpt(words: &str) -> String {
+    words.chars().filter(|c| !c.is_control()).take(EXCERPT).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_excerpt_is_short_and_printable() {
+        assert_eq!(excerpt("no\r\n such \x1b[2Jthing"), "no such [2Jthing");
+        assert_eq!(excerpt(&"ä".repeat(5000)).chars().count(), EXCERPT);
+    }
 
     #[test]
     fn text_is_printable_and_bounded() {

@@ -5,6 +5,8 @@
 //! All that is needed to talk to a VMM lies in the VM's directory under fixed names, as Unix sockets, so that a
 //! later server can take up the conversation.
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod initramfs;
 pub mod probe;
 

@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::requests::Request;
+use crate::console::excerpt;
 
 /// Longest answer taken, bytes.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -77,7 +78,7 @@ impl Api {
             _ => None,
         };
         let fault = fault.unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned());
-        Err(ApiError::Fault { status: status.as_u16(), fault })
+        Err(ApiError::Fault { status: status.as_u16(), fault: excerpt(&fault) })
     }
 
     async fn exchange(&mut self, request: &Request) -> Result<(StatusCode, Bytes), ApiError> {

@@ -8,6 +8,8 @@
 
 mod adopt;
 mod api;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod requests;
 mod saved;
 mod vm;

@@ -70,17 +70,22 @@ impl Vsock {
     async fn ask(&self, dir: &VmDir) -> io::Result<UnixStream> {
         let mut stream = dir.connect(SOCKET).await?;
         stream.write_all(format!("CONNECT {}\n", self.port).as_bytes()).await?;
-        let mut answer = Vec::with_capacity(MAX_ANSWER);
-        // Byte by byte: what follows the line is the agent's.
-        while answer.last() != Some(&b'\n') && answer.len() < MAX_ANSWER {
-            answer.push(stream.read_u8().await?);
-        }
-        if answer.starts_with(b"OK ") && answer.ends_with(b"\n") {
-            return Ok(stream);
-        }
-        let answer = String::from_utf8_lossy(&answer).into_owned();
-        Err(io::Error::new(io::ErrorKind::InvalidData, format!("Firecracker answered {answer:?}")))
+        agreed(stream).await
     }
+}
+
+/// The stream that follows Firecracker's consent, if it gives that. The deadline is the caller's.
+pub(super) async fn agreed(mut stream: UnixStream) -> io::Result<UnixStream> {
+    let mut answer = Vec::with_capacity(MAX_ANSWER);
+    // Byte by byte: what follows the line is the agent's.
+    while answer.last() != Some(&b'\n') && answer.len() < MAX_ANSWER {
+        answer.push(stream.read_u8().await?);
+    }
+    if answer.starts_with(b"OK ") && answer.ends_with(b"\n") {
+        return Ok(stream);
+    }
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    Err(io::Error::new(io::ErrorKind::InvalidData, format!("Firecracker answered {answer:?}")))
 }
 
 /// Nothing that holds these locks can panic.

@@ -3,6 +3,8 @@
 mod adopt;
 mod command;
 mod console;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod memory;
 mod qmp;
 mod save;

@@ -13,8 +13,10 @@ use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
+use crate::console::excerpt;
+
 /// QEMU answers in well under a millisecond unless the host is overloaded.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest line taken, bytes. The longest asked for is a console of 64 KiB in base64.
 const MAX_LINE: usize = 256 * 1024;
 /// Commands under way that nobody waited for before another is held back.
@@ -85,7 +87,7 @@ impl Qmp {
         let mut lines = Lines { reader: BufReader::new(read), line: Vec::new() };
         let first = lines.next().await.map_err(closed)?;
         if first.greeting.is_none() {
-            return Err(QmpError::Answer(format!("{first:?} instead of a greeting")));
+            return Err(QmpError::Answer(excerpt(&format!("{first:?} instead of a greeting"))));
         }
         let (calls, queue) = mpsc::channel(QUEUE);
         let (tell, told) = watch::channel(Told::default());
@@ -127,7 +129,7 @@ impl Qmp {
 impl Told {
     /// Takes note of an event.
     fn hear(&mut self, event: &str, data: &Value) {
-        let text = |key: &str| data[key].as_str().unwrap_or("unknown").to_owned();
+        let text = |key: &str| excerpt(data[key].as_str().unwrap_or("unknown"));
         match event {
             // Only the first says how it began: telling QEMU to quit is one more.
             "SHUTDOWN" => drop(self.shutdown.get_or_insert_with(|| text("reason"))),
@@ -160,9 +162,9 @@ async fn converse(
                         told.send_modify(|told| told.hear(&event, &data));
                         continue;
                     }
-                    Ok(Message { error: Some(refusal), .. }) => Err(QmpError::Refused(refusal.desc)),
+                    Ok(Message { error: Some(refusal), .. }) => Err(QmpError::Refused(excerpt(&refusal.desc))),
                     Ok(Message { returned: Some(value), .. }) => Ok(value),
-                    Ok(other) => Err(QmpError::Answer(format!("{other:?}"))),
+                    Ok(other) => Err(QmpError::Answer(excerpt(&format!("{other:?}")))),
                     Err(error) => {
                         tracing::debug!(%error, "QMP connection ended");
                         return;
