@@ -16,6 +16,8 @@ mod error;
 mod events;
 mod exec;
 mod fingerprint;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod guest;
 mod lifecycle;
 mod lifetime;

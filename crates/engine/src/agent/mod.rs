@@ -4,6 +4,8 @@
 //! anything out of order ends the session, which ends the sandbox.
 
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod keeper;
 mod link;
 mod output;

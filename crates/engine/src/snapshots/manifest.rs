@@ -103,7 +103,8 @@ impl Manifest {
         Ok(Some(manifest))
     }
 
-    fn parse(text: &[u8]) -> Result<Self, ManifestError> {
+    /// Reads one's text.
+    pub(super) fn parse(text: &[u8]) -> Result<Self, ManifestError> {
         #[derive(Deserialize)]
         struct Version {
             format: u32,

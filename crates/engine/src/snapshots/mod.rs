@@ -20,6 +20,8 @@
 mod draft;
 mod error;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 pub(crate) mod golden;
 mod hash;
 mod machine;
