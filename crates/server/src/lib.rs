@@ -5,6 +5,8 @@ mod auth;
 mod body;
 mod doctor;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod health;
 mod http;
 mod key_cli;

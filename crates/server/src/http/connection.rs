@@ -88,7 +88,8 @@ where
     }
 }
 
-async fn connection<S>(stream: S, router: Router, limits: Limits, stop: CancellationToken)
+/// Serves one connection to its end.
+pub(crate) async fn connection<S>(stream: S, router: Router, limits: Limits, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

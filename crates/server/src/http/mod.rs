@@ -6,6 +6,8 @@ mod stream;
 mod tests;
 mod unix;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use connection::connection;
 pub(crate) use connection::{BodyLimits, Limits, serve};
 pub(crate) use unix::UnixSocket;
 pub use unix::UnixSocketError;

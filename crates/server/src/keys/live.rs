@@ -62,6 +62,13 @@ impl LiveKeys {
         Ok(Self { path, seen: Mutex::new(Seen { stamp, _file: file, rule }) })
     }
 
+    /// Those of a work directory in which all were revoked.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn of_nobody() -> Self {
+        let (path, rule) = ("/proc/self/no-such-file".into(), Rule::Holders(Keys::default()));
+        Self { path, seen: Mutex::new(Seen { stamp: None, _file: None, rule }) }
+    }
+
     /// Whether there is any key. A file in which none is left has none, and lets nobody in.
     pub(crate) fn is_empty(&self) -> bool {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);

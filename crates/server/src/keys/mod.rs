@@ -2,6 +2,8 @@
 //! said in `auth.rs`.
 
 mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod live;
 mod record;
 

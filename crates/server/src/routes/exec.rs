@@ -45,17 +45,8 @@ pub(super) async fn exec(
     Json(request): Json<ExecRequest>,
 ) -> Result<(ServerTiming, axum::Json<ExecResponse>), ApiError> {
     about(&request.sandbox_id);
-    let program = program(&request)?;
-    let env = environment(&request)?;
-    let spec = ExecSpec {
-        program,
-        cwd: request.cwd.map(|cwd| no_nul("cwd", cwd)).transpose()?,
-        env,
-        stdin: request.stdin.unwrap_or_default().into(),
-        timeout: request.timeout_ms.map(Duration::from_millis),
-    };
-    let encode = encoder(request.encoding);
-    let ran = state.engine.exec(&caller, &request.sandbox_id, spec).await;
+    let (sandbox_id, encode) = (request.sandbox_id.clone(), encoder(request.encoding));
+    let ran = state.engine.exec(&caller, &sandbox_id, spec(request)?).await;
     let (timing, ran) = ServerTiming::split(ran, |error| ApiError::from_engine(&error, encode))?;
     let answer = ExecResponse {
         stdout: encode(&ran.output.stdout),
@@ -66,6 +57,20 @@ pub(super) async fn exec(
         duration_us: ran.duration_us,
     };
     Ok((timing, axum::Json(answer)))
+}
+
+/// The command.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn spec(request: ExecRequest) -> Result<ExecSpec, ApiError> {
+    Ok(ExecSpec {
+        program: program(&request)?,
+        env: environment(&request)?,
+        cwd: request.cwd.map(|cwd| no_nul("cwd", cwd)).transpose()?,
+        stdin: request.stdin.unwrap_or_default().into(),
+        timeout: request.timeout_ms.map(Duration::from_millis),
+    })
 }
 
 fn encoder(encoding: OutputEncoding) -> fn(&[u8]) -> String {

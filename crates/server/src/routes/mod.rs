@@ -2,6 +2,8 @@
 
 mod events;
 mod exec;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod sandboxes;
 mod snapshots;
 
