@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // in the helpers too
 
 mod cuts;
+mod hostile;
 mod idle;
 mod offences;
 mod proxy;
