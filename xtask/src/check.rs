@@ -18,6 +18,11 @@ pub(crate) fn run_all() -> Result<()> {
     findings("house rules", "reading the checkout's files", rules::broken()?)?;
     findings("layers", "reading the crates' dependencies", layers::broken()?)?;
     cargo("format", &["fmt", "--all", "--check"], "run `cargo fmt --all`")?;
+    cargo(
+        "format of fuzz/",
+        &["fmt", "--manifest-path=fuzz/Cargo.toml", "--check"],
+        "run it without --check",
+    )?;
     let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     cargo("lints", &lints, "clippy's messages are above")?;
     let docs = ["doc", "--workspace", "--no-deps", "--document-private-items"];

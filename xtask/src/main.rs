@@ -1,11 +1,12 @@
 //! `cargo xtask`: set the machine up and run Manta (`up`), test everything (`test`), the checks that
-//! need no build (`check`), the emulated KVM host (`lab`), and the run book of the benchmarks (`bench`). What the
+//! need no build (`check`), the fuzz targets (`fuzz`), the emulated KVM host (`lab`), and the run book of the benchmarks (`bench`). What the
 //! product itself does is not here.
 
 mod artifacts;
 mod bench;
 mod check;
 mod firecracker;
+mod fuzz;
 mod hash;
 mod http;
 mod lab;
@@ -40,6 +41,8 @@ enum Command {
     Test(test::Options),
     /// Formatting, lints, documentation, house rules
     Check,
+    /// Build the fuzz targets and run each for a while
+    Fuzz(fuzz::Options),
     /// Run the whole-system tests, or a command, on an emulated KVM host with real Firecracker
     Lab(lab::Options),
     /// Take the measurements of docs/benchmark-results.md, each on a server of its own
@@ -71,6 +74,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Up(options) => up::run(&options)?,
         Command::Test(options) => test::run(&options)?,
         Command::Lab(options) => return lab::run(&options),
+        Command::Fuzz(options) => fuzz::run_targets(&options)?,
         Command::Bench(options) => bench::run(&options)?,
         Command::Check => {}
     }

@@ -31,6 +31,8 @@ const IMAGE: &[&str] = &[
 const FIRECRACKER: &[&str] = &["python3-pip"];
 /// To run the tests here: `nft` shows what the server did; `mkfs.xfs` makes a work directory with reflinks.
 const TEST: &[&str] = &["git", "iproute2", "nftables", "procps", "xfsprogs"];
+/// To build libFuzzer, which comes as C++.
+const FUZZ: &[&str] = &["g++"];
 /// To make the emulated KVM host.
 const LAB: &[&str] = &["busybox-static", "cpio", "kmod", "mmdebstrap", "util-linux"];
 /// The one package whose version matters: up to 7.2, TCG translates every program anew, and before 8.2 memory
@@ -46,6 +48,8 @@ pub(crate) enum Purpose {
     Run,
     /// `cargo xtask lab`
     Lab,
+    /// `cargo xtask fuzz`
+    Fuzz,
     /// `cargo xtask test`
     Test,
 }
@@ -55,7 +59,8 @@ impl Purpose {
         let lists: &[&[&str]] = match self {
             Self::Run => &[RUN, IMAGE, FIRECRACKER],
             Self::Lab => &[RUN, IMAGE, FIRECRACKER, LAB],
-            Self::Test => &[RUN, IMAGE, FIRECRACKER, LAB, TEST],
+            Self::Fuzz => &[FUZZ],
+            Self::Test => &[RUN, IMAGE, FIRECRACKER, LAB, TEST, FUZZ],
         };
         let mut packages = lists.concat();
         packages.sort_unstable();

@@ -9,7 +9,7 @@ use crate::lab::{self, SystemTests};
 use crate::packages::{self, Purpose};
 use crate::process::run_watching;
 use crate::progress::Step;
-use crate::{artifacts, check, place};
+use crate::{artifacts, check, fuzz, place};
 
 /// For one lab run, which takes some twenty minutes on two idle cores.
 const LAB_LIMIT: Duration = Duration::from_secs(2700);
@@ -31,6 +31,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     artifacts::build_release()?;
     artifacts::build_image()?;
     let native = native(options.filter.as_deref())?;
+    if options.filter.is_none() {
+        fuzz::run_targets(&fuzz::Options::default())?;
+    }
     let lab = if options.native_only { None } else { Some(in_lab()?) };
     let total = lab.iter().fold(native, |total, (lab, _)| total.plus(*lab));
     println!("\nnative (QEMU): {native}");
