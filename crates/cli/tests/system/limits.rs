@@ -66,7 +66,7 @@ fn of_many_creates_at_once_a_key_gets_as_many_sandboxes_as_it_may_have() {
 
     let metrics = get(&server, &any, "/metrics").text;
     assert_eq!(metric(&metrics, "manta_rejections_total{code=\"key_sandbox_limit\"}"), 99);
-    assert!(metric(&metrics, "manta_memory_committed_bytes") >= 4 * 256 << 20, "{metrics}");
+    assert!(metric(&metrics, "manta_memory_committed_bytes") >= (4 * 256) << 20, "{metrics}");
     // What was refused has left nothing: not one sandbox was begun for it.
     let events = get(&server, &any, "/events").text;
     let begun =
