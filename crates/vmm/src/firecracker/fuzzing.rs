@@ -35,7 +35,7 @@ pub async fn firecracker(input: &[u8]) {
     let host = async {
         let mut api = Api::new(ours).await?;
         api.send(&start()).await?;
-        api.send(&pause()).await
+        api.send(&pause()).await.map(drop)
     };
     let both = async { tokio::join!(host, firecracker).0 };
     let ended: Result<(), ApiError> = timeout(FOR_EVER, both).await.expect("requests end");
