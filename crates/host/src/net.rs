@@ -9,9 +9,10 @@
 //! ```
 //!
 //! Who refuses what:
-//! - *ingress of `tap0`*: every frame that is not IPv4 or ARP from the guest's own MAC and address, IPv6
-//!   included.
-//! - *namespace*: everything addressed to the namespace itself, and every connection towards the guest.
+//! - *ingress of `tap0`*: every frame that is not ARP, or TCP, UDP or ICMP over IPv4 without options, from the guest's
+//!   own MAC and address; so IPv6, tunnels, source routes and all rarer protocols. And what exceeds [`NetLimits`].
+//! - *namespace*: everything addressed to the namespace itself, and every connection towards the guest; what belongs
+//!   to no connection, and connections in excess of [`NetLimits`].
 //! - *table of the host*: all that is not from a slot's own address out of the egress interface to a
 //!   destination outside [`ALWAYS_DENIED`]; so also other sandboxes and the host under any of its addresses.
 //!
@@ -21,10 +22,12 @@
 //! offload needs to be switched off anywhere.
 
 mod addresses;
+mod connections;
 mod error;
 mod host;
 mod host_rules;
 mod inside;
+mod limits;
 mod link;
 mod look;
 mod nft;
@@ -37,5 +40,6 @@ mod tap;
 pub use addresses::{ALWAYS_DENIED, GUEST, GUEST_MAC, GuestNet, Ipv4Range, SLOT_RANGE};
 pub use error::{NetError, NftError};
 pub use host::{HostNetwork, detect_egress, interface_exists};
+pub use limits::NetLimits;
 pub use slot::NetSlot;
 pub use sweep::sweep_network;

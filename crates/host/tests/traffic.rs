@@ -153,7 +153,7 @@ fn a_namespace_without_rules_is_still_confined() {
 }
 
 #[test]
-fn nothing_but_ipv4_and_honest_arp_passes_the_tap() {
+fn nothing_but_plain_ipv4_and_honest_arp_passes_the_tap() {
     in_own_netns(|| {
         let world = World::new(true);
         let slot = &world.slots[0];
@@ -167,10 +167,21 @@ fn nothing_but_ipv4_and_honest_arp_passes_the_tap() {
                 nft("add rule netdev probe seen ether type ip6 counter");
                 nft("add rule netdev probe seen ether type arp arp saddr ip != 172.16.0.2 counter");
                 nft("add rule netdev probe seen ether type arp arp saddr ether != 06:00:ac:10:00:02 counter");
+                nft("add rule netdev probe seen ip protocol != { tcp, udp, icmp } counter");
+                nft("add rule netdev probe seen ether type ip ip hdrlength != 5 counter");
+                nft("add rule netdev probe seen ether type ip ip version != 4 counter");
                 nft("add rule netdev probe seen udp dport 9999 counter");
             })
             .unwrap();
         let other_mac = [0x06, 0, 0xac, 0x10, 0, 3];
+        // SCTP, GRE, an IPv6 tunnel, and IPv4 in IPv4; a source route; a header that is too short, or of IPv6.
+        for protocol in [132, 47, 41, 4] {
+            guest.send(&PROPER.as_protocol(protocol));
+        }
+        guest.send(&PROPER.source_routed());
+        for first_byte in [0x44, 0x65] {
+            guest.send(&PROPER.with_first_byte(first_byte));
+        }
         guest.send(&ipv6(GUEST_MAC, "fe80::1".parse().unwrap(), "ff02::1".parse().unwrap()));
         guest.send(&arp_request(GUEST_MAC, GUEST_MAC, gateway, gateway));
         guest.send(&arp_request(GUEST_MAC, other_mac, GUEST_ADDRESS, gateway));
@@ -179,7 +190,7 @@ fn nothing_but_ipv4_and_honest_arp_passes_the_tap() {
         let counts: Vec<&str> =
             counted.lines().filter_map(|line| Some(line.split_once("packets ")?.1)).collect();
         let counts: Vec<&str> = counts.iter().filter_map(|count| count.split(' ').next()).collect();
-        assert_eq!(counts, ["0", "0", "0", "1"], "{counted}");
+        assert_eq!(counts, ["0", "0", "0", "0", "0", "0", "1"], "{counted}");
         world.destroy();
     });
 }

@@ -97,6 +97,12 @@ pub(super) fn inner_end(index: u16) -> Ipv4Addr {
     Ipv4Addr::from_bits(host_end(index).to_bits() + 1)
 }
 
+/// The slot one of whose ends has this address on the host.
+pub(super) fn slot_of_address(address: Ipv4Addr) -> Option<u16> {
+    let offset = address.to_bits().checked_sub(SLOT_RANGE.first.to_bits())?;
+    u16::try_from(offset / 2).ok()
+}
+
 pub(super) fn host_veth(index: u16) -> String {
     format!("{HOST_VETH_PREFIX}{index}")
 }
@@ -116,6 +122,11 @@ mod tests {
         assert_eq!(host_end(0), SLOT_RANGE.first);
         assert_eq!(inner_end(1), Ipv4Addr::new(198, 18, 0, 3));
         assert_eq!(inner_end(u16::MAX), SLOT_RANGE.last());
+        for index in [0, 1, 300, u16::MAX] {
+            assert_eq!([host_end(index), inner_end(index)].map(slot_of_address), [Some(index); 2]);
+        }
+        assert_eq!(slot_of_address(Ipv4Addr::new(198, 17, 255, 255)), None);
+        assert_eq!(slot_of_address(Ipv4Addr::new(198, 20, 0, 0)), None);
         assert_eq!(SLOT_RANGE.mask(), Ipv4Addr::new(255, 254, 0, 0));
     }
 

@@ -74,6 +74,9 @@ pub enum NetError {
         #[source]
         source: io::Error,
     },
+    /// A tracked connection of a sandbox that is gone could not be deleted.
+    #[error("cannot delete a tracked connection")]
+    Connection(#[source] ReplyError),
     /// It is not certain that nothing of its last sandbox is left in a slot.
     #[error("the network slot cannot be used again: {0}")]
     NotClean(&'static str),

@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use super::error::all_or;
 use super::link::Links;
 use super::nft::Socket;
-use super::{NetError, NetSlot, host_rules, sysctl};
+use super::{NetError, NetLimits, NetSlot, host_rules, sysctl};
 use crate::netns::NetNs;
 
 /// The host's part of the network, in one network namespace. Dropping it removes it, unless slots of an earlier
@@ -21,6 +21,7 @@ pub struct HostNetwork {
     /// period). Locked from a batch to its answer.
     nft: Mutex<Socket>,
     egress: Option<Egress>,
+    limits: NetLimits,
     in_force: bool,
     /// Slots of an earlier server that were neither taken back nor discarded yet.
     kept: Mutex<BTreeSet<u16>>,
@@ -85,11 +86,24 @@ impl HostNetwork {
         let nft = Socket::open()?;
         let kept: BTreeSet<u16> = keep.iter().copied().collect();
         host_rules::install(&nft, egress.as_ref(), &kept)?;
-        let network = Self { netns, nft: Mutex::new(nft), egress, in_force: true, kept: Mutex::new(kept) };
+        let (nft, kept) = (Mutex::new(nft), Mutex::new(kept));
+        let network = Self { netns, nft, egress, limits: NetLimits::default(), in_force: true, kept };
         if let Some(egress) = &network.egress {
             sysctl::write(&sysctl::forwarding(&egress.name), 1)?;
         }
         Ok(network)
+    }
+
+    /// Gives these limits to each slot made from now on.
+    #[must_use]
+    pub fn with_limits(mut self, limits: NetLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// What a slot that is made now may use.
+    pub(super) fn limits(&self) -> NetLimits {
+        self.limits
     }
 
     /// The egress interface.
@@ -133,7 +147,8 @@ impl HostNetwork {
             return Ok(());
         }
         let kept = std::mem::take(&mut *self.kept());
-        let mut results: Vec<_> = kept.into_iter().map(|index| NetSlot::remove_from(self, index)).collect();
+        let mut results: Vec<_> =
+            kept.into_iter().map(|index| NetSlot::remove_from(self, index, false)).collect();
         let egress = self.egress.take();
         let restored = match egress {
             Some(egress) => self.netns.run(|| egress.restore())?,

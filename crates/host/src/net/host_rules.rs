@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use super::addresses::{ALWAYS_DENIED, HOST_VETH_PREFIX, SLOT_RANGE, host_veth, inner_end};
 use super::host::Egress;
 use super::nft::Expr::{
-    Accept, Drop, EstablishedOrRelated, Goto, IifName, In, IpDaddr, IpSaddr, Ipv4, Is, IsName, Mask,
+    Accept, Drop, EstablishedOrRelated, Goto, IifName, In, Invalid, IpDaddr, IpSaddr, Ipv4, Is, IsName, Mask,
     Masquerade, NotDstNat, NotEstablishedOrRelated, NotIn, OifName, ThenIpSaddr,
 };
 use super::nft::{Batch, Family, Hook, Policy, Socket, Table};
@@ -91,6 +91,8 @@ fn add_rules(batch: &mut Batch, egress: Option<&Egress>) {
         let name = IsName(&egress.name);
         let known = [Ipv4, IifName, ThenIpSaddr, In(SANDBOXES)];
         let allowed = [&[OifName, name][..], &known, &[IpDaddr, NotIn(DENIED), Accept]].concat();
+        // Belongs to no connection, so nothing would translate it.
+        batch.rule(TABLE, FROM_SANDBOX, &[Invalid, Drop]);
         batch.rule(TABLE, FROM_SANDBOX, &allowed);
         batch.rule(TABLE, TO_SANDBOX, &[IifName, name, Ipv4, EstablishedOrRelated, Accept]);
         if !egress.forwarded_before {

@@ -22,6 +22,7 @@ const SUBSYSTEM: u16 = 10;
 /// The `nft` program's names of types, kept with a set only so that it can print its elements.
 const TYPE_IPV4_ADDR: u32 = 7;
 const TYPE_IFNAME: u32 = 41;
+const TYPE_INET_PROTO: u32 = 12;
 const TYPE_BITS: u32 = 6;
 /// `IFNAMSIZ`: interface names are padded to it with zeros.
 const IFNAME_LEN: usize = 16;
@@ -114,6 +115,13 @@ impl Batch {
                 keys.push((end.to_be_bytes().to_vec(), SetElemFlags::IntervalEnd as u32));
             }
         }
+        self.add_keys(table, name, &keys);
+    }
+
+    /// A set of protocols above IP, by their numbers.
+    pub(super) fn protocol_set(&mut self, table: Table, name: &str, protocols: &[u8]) {
+        self.set(table, name, TYPE_INET_PROTO, 1, SetFlags::Constant as u32);
+        let keys: Vec<_> = protocols.iter().map(|&protocol| (vec![protocol], 0)).collect();
         self.add_keys(table, name, &keys);
     }
 

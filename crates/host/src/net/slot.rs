@@ -8,9 +8,9 @@ use std::sync::Arc;
 use super::addresses::{GUEST, GuestNet, INNER_VETH, PAIR_PREFIX_LEN, TAP, host_end, host_veth, inner_end};
 use super::error::all_or;
 use super::host::HostNetwork;
-use super::inside::Inside;
+use super::inside::{self, Inside};
 use super::link::Links;
-use super::{NetError, host_rules, slot_rules, tap};
+use super::{NetError, connections, host_rules, slot_rules, tap};
 use crate::netns::NetNs;
 use crate::process::Process;
 
@@ -41,7 +41,8 @@ impl NetSlot {
             slot.set_up_outside(&mut links)?;
             Ok::<_, NetError>(slot)
         })??;
-        slot.inside = Some(slot.netns.run(|| Inside::set_up(index, tap_owner))??);
+        let limits = host.limits();
+        slot.inside = Some(slot.netns.run(|| Inside::set_up(index, tap_owner, limits))??);
         Ok(slot)
     }
 
@@ -91,7 +92,7 @@ impl NetSlot {
         match adopt() {
             Ok(netns) => Ok(Self { host: Arc::clone(host), index, netns, inside: None, destroyed: false }),
             Err(error) => {
-                if let Err(left) = Self::remove_from(host, index) {
+                if let Err(left) = Self::remove_from(host, index, false) {
                     tracing::warn!(
                         index,
                         error = &left as &dyn std::error::Error,
@@ -109,7 +110,7 @@ impl NetSlot {
     /// # Errors
     /// All that failed; the rest is done.
     pub fn discard(host: &HostNetwork, index: u16) -> Result<(), NetError> {
-        if host.no_longer_kept(index) { Self::remove_from(host, index) } else { Ok(()) }
+        if host.no_longer_kept(index) { Self::remove_from(host, index, false) } else { Ok(()) }
     }
 
     /// Makes a used slot as good as new, for another sandbox. Takes some 30 ms, and less than half the processor time
@@ -165,8 +166,8 @@ impl NetSlot {
         self.netns.run(tap::open)?
     }
 
-    /// Destroys the slot: first its way out, then its interfaces; the namespace ends with the last process in
-    /// it. Its number is free again when this returns without error.
+    /// Destroys the slot: first its way out, then its interfaces, then what the host knows of its connections; the
+    /// namespace ends with the last process in it. Its number is free again when this returns without error.
     ///
     /// # Errors
     /// All that failed; the rest is done.
@@ -184,14 +185,24 @@ impl NetSlot {
         if std::mem::replace(&mut self.destroyed, true) {
             return Ok(());
         }
-        Self::remove_from(&self.host, self.index)
+        // Most sandboxes never send anything, and it takes time to look for nothing.
+        let silent = self.inside.is_some() && matches!(self.netns.run(inside::was_silent), Ok(Ok(true)));
+        Self::remove_from(&self.host, self.index, silent)
     }
 
-    /// Removes what slot `index` has on the host.
-    pub(super) fn remove_from(host: &HostNetwork, index: u16) -> Result<(), NetError> {
+    /// Removes what slot `index` has on the host; it has no connections if it was `silent`.
+    pub(super) fn remove_from(host: &HostNetwork, index: u16, silent: bool) -> Result<(), NetError> {
         let expelled = host_rules::expel(&host.nft(), index);
-        let deleted = host.netns().run(|| Links::open().delete(&host_veth(index)));
-        all_or(format!("network slot {index}"), [expelled, deleted.unwrap_or_else(|error| Err(error.into()))])
+        let outside = host.netns().run(|| {
+            let deleted = Links::open().delete(&host_veth(index));
+            let forgotten = if silent { Ok(()) } else { connections::forget(inner_end(index)) };
+            [deleted, forgotten]
+        });
+        let what = format!("network slot {index}");
+        match outside {
+            Ok([deleted, forgotten]) => all_or(what, [expelled, deleted, forgotten]),
+            Err(error) => all_or(what, [expelled, Err(error.into())]),
+        }
     }
 }
 

@@ -1,11 +1,11 @@
 //! Removes what a server that was killed has left of the network. Knows the names, owns nothing.
 
-use super::addresses::slot_of_host_veth;
+use super::addresses::{slot_of_address, slot_of_host_veth};
 use super::error::all_or;
 use super::host::Egress;
 use super::link::Links;
 use super::nft::Socket;
-use super::{NetError, host_rules};
+use super::{NetError, connections, host_rules};
 
 /// Removes all slots' interfaces but those of the slots `keep`, and the table, from the calling thread's namespace,
 /// and gives the egress interface the setting it had before (the table's comment tells). Slots' namespaces end with
@@ -24,6 +24,10 @@ pub fn sweep_network(keep: &[u16]) -> Result<(), NetError> {
             results.push(links.delete(&link.name));
             swept.extend(slot_of_host_veth(&link.name));
         }
+    }
+    if !keep.is_empty() || host_rules::TABLE.comment()?.is_some() {
+        let gone = |sender| slot_of_address(sender).is_some_and(|index| !keep.contains(&index));
+        results.push(connections::forget_all(gone));
     }
     if !keep.is_empty() {
         let nft = Socket::open()?;

@@ -29,12 +29,48 @@ impl Datagram<'_> {
 
     /// The same as the first of several fragments.
     pub fn first_fragment(&self) -> Vec<u8> {
-        ethernet(self.mac, &[0x08, 0x00], &self.ipv4(MORE_FRAGMENTS, 64))
+        self.first_fragment_of(0)
+    }
+
+    /// The same of the packet with this identification.
+    pub fn first_fragment_of(&self, id: u16) -> Vec<u8> {
+        let mut packet = self.ipv4(MORE_FRAGMENTS, 64);
+        packet[4..6].copy_from_slice(&id.to_be_bytes());
+        ethernet(self.mac, &[0x08, 0x00], &checksummed(packet, 20))
     }
 
     /// The same with an 802.1Q tag of VLAN 5, or 0 (priority only).
     pub fn tagged(&self, vlan: u8) -> Vec<u8> {
         ethernet(self.mac, &[0x81, 0x00, 0x00, vlan, 0x08, 0x00], &self.ipv4(0, 64))
+    }
+
+    /// The same under another protocol's number.
+    pub fn as_protocol(&self, protocol: u8) -> Vec<u8> {
+        self.changed(9, protocol)
+    }
+
+    /// The same with a source route, RFC 791: by way of an address that is not the destination.
+    pub fn source_routed(&self) -> Vec<u8> {
+        let mut packet = self.ipv4(0, 64);
+        packet[0] = 0x47;
+        let total = u16::try_from(packet.len() + 8).unwrap();
+        packet[2..4].copy_from_slice(&total.to_be_bytes());
+        let mut options = vec![131, 7, 4];
+        options.extend([10, 0, 0, 9]);
+        options.push(0);
+        packet.splice(20..20, options);
+        ethernet(self.mac, &[0x08, 0x00], &checksummed(packet, 28))
+    }
+
+    /// The same with a header length or version that is wrong.
+    pub fn with_first_byte(&self, byte: u8) -> Vec<u8> {
+        self.changed(0, byte)
+    }
+
+    fn changed(&self, at: usize, byte: u8) -> Vec<u8> {
+        let mut packet = self.ipv4(0, 64);
+        packet[at] = byte;
+        ethernet(self.mac, &[0x08, 0x00], &checksummed(packet, 20))
     }
 
     fn ipv4(&self, fragment: u8, ttl: u8) -> Vec<u8> {
@@ -44,9 +80,8 @@ impl Datagram<'_> {
         header.extend([0, 0, fragment, 0, ttl, UDP, 0, 0]);
         header.extend(self.from.octets());
         header.extend(self.to.octets());
-        let checksum = checksum(&header);
-        header[10..12].copy_from_slice(&checksum.to_be_bytes());
-        [header, udp].concat()
+        let header_len = header.len();
+        checksummed([header, udp].concat(), header_len)
     }
 
     fn udp(&self) -> Vec<u8> {
@@ -81,6 +116,14 @@ pub fn arp_request(mac: [u8; 6], sender_mac: [u8; 6], sender: Ipv4Addr, target: 
 
 fn ethernet(from: [u8; 6], kind: &[u8], payload: &[u8]) -> Vec<u8> {
     [&GATEWAY_MAC[..], &from, kind, payload].concat()
+}
+
+/// An IPv4 packet with the checksum of its header.
+fn checksummed(mut packet: Vec<u8>, header_len: usize) -> Vec<u8> {
+    packet[10..12].fill(0);
+    let checksum = checksum(&packet[..header_len]);
+    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+    packet
 }
 
 /// RFC 1071.

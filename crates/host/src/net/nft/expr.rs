@@ -1,15 +1,17 @@
 //! What a rule is made of, named as in the `nft` language, and its encoding as register machine expressions.
 //! A rule reads as there: what a packet must be, then what becomes of it.
 
+use std::ffi::CStr;
 use std::net::Ipv4Addr;
 
 use netlink_bindings::nftables::{
     CmpOps, CtKeys, LookupFlags, MetaKeys, PayloadBase, PushExprListAttrs, Registers, VerdictCode,
 };
 use netlink_bindings::traits::Pusher;
-use netlink_bindings::utils::push_header;
+use netlink_bindings::utils::{finalize_nested_header, push_header, push_nested_header};
 
 use super::IFNAME_LEN;
+use crate::net::limits::Bucket;
 
 /// The register that single values pass through.
 const REG: u32 = Registers::Reg1 as u32;
@@ -22,8 +24,25 @@ const NAT_SNAT: u32 = 0;
 /// `linux/netfilter/nf_tables.h`.
 const NFTA_LOOKUP_SREG: u16 = 2;
 const NFTA_LOOKUP_FLAGS: u16 = 5;
+const NFTA_EXPR_DATA: u16 = 2;
+const NFTA_LIMIT_RATE: u16 = 1;
+const NFTA_LIMIT_UNIT: u16 = 2;
+const NFTA_LIMIT_BURST: u16 = 3;
+const NFTA_LIMIT_TYPE: u16 = 4;
+const NFTA_LIMIT_FLAGS: u16 = 5;
+const NFTA_CONNLIMIT_COUNT: u16 = 1;
+const NFTA_CONNLIMIT_FLAGS: u16 = 2;
+/// `NFT_LIMIT_F_INV` and `NFT_CONNLIMIT_F_INV`: matches what exceeds the limit.
+const OVER: u32 = 1;
+/// `NFT_LIMIT_PKTS` and `NFT_LIMIT_PKT_BYTES`.
+const PACKETS: u32 = 0;
+const BYTES: u32 = 1;
 /// `NF_CT_STATE_BIT` of `IP_CT_ESTABLISHED` and `IP_CT_RELATED`, `linux/netfilter/nf_conntrack_common.h`.
 const ESTABLISHED_OR_RELATED: u32 = 1 << 1 | 1 << 2;
+/// That of those that belong to none.
+const INVALID: u32 = 1;
+/// That of `IP_CT_NEW`.
+const NEW: u32 = 1 << 3;
 /// `IPS_DST_NAT`, ibid.
 const DST_NAT: u32 = 1 << 5;
 
@@ -60,6 +79,16 @@ pub(in crate::net) enum Expr<'a> {
     EstablishedOrRelated,
     /// Matches packets of which that is not true.
     NotEstablishedOrRelated,
+    /// Matches packets that belong to no connection and begin none.
+    Invalid,
+    /// Matches packets of a connection that nobody has answered yet.
+    New,
+    /// Matches packets of which there are too many.
+    PacketsOver(Bucket),
+    /// Matches packets that are too much, in bytes.
+    BytesOver(Bucket),
+    /// Matches packets of a connection that is one too many open at once, of those that came by here.
+    ConnectionsOver(u32),
     /// Matches packets whose destination was not translated.
     NotDstNat,
     /// Gives the connection this sender's address.
@@ -93,6 +122,15 @@ impl Expr<'_> {
             Self::NotIn(set) => lookup(rule, set, LookupFlags::Invert as u32),
             Self::EstablishedOrRelated => ct_bits(rule, CtKeys::State, ESTABLISHED_OR_RELATED, CmpOps::Neq),
             Self::NotEstablishedOrRelated => ct_bits(rule, CtKeys::State, ESTABLISHED_OR_RELATED, CmpOps::Eq),
+            Self::Invalid => ct_bits(rule, CtKeys::State, INVALID, CmpOps::Neq),
+            Self::New => ct_bits(rule, CtKeys::State, NEW, CmpOps::Neq),
+            Self::PacketsOver(bucket) => limit(rule, PACKETS, bucket),
+            Self::BytesOver(bucket) => limit(rule, BYTES, bucket),
+            Self::ConnectionsOver(count) => by_hand(
+                rule,
+                c"connlimit",
+                &[(NFTA_CONNLIMIT_COUNT, &count.to_be_bytes()), (NFTA_CONNLIMIT_FLAGS, &OVER.to_be_bytes())],
+            ),
             Self::NotDstNat => ct_bits(rule, CtKeys::Status, DST_NAT, CmpOps::Eq),
             Self::SnatTo(address) => {
                 let value = rule.nested_elem().nested_data_immediate().push_dreg(REG).nested_data();
@@ -150,6 +188,34 @@ fn lookup<P: Pusher>(rule: PushExprListAttrs<P>, set: &str, flags: u32) -> PushE
         expr.as_vec_mut().extend(value.to_be_bytes());
     }
     expr.end_nested().end_nested()
+}
+
+fn limit<P: Pusher>(rule: PushExprListAttrs<P>, of: u32, bucket: Bucket) -> PushExprListAttrs<P> {
+    let attributes: [(u16, &[u8]); 5] = [
+        (NFTA_LIMIT_RATE, &bucket.per_s.to_be_bytes()),
+        (NFTA_LIMIT_UNIT, &1u64.to_be_bytes()),
+        (NFTA_LIMIT_BURST, &bucket.burst.to_be_bytes()),
+        (NFTA_LIMIT_TYPE, &of.to_be_bytes()),
+        (NFTA_LIMIT_FLAGS, &OVER.to_be_bytes()),
+    ];
+    by_hand(rule, c"limit", &attributes)
+}
+
+/// An expression that `netlink_bindings` does not know.
+fn by_hand<P: Pusher>(
+    rule: PushExprListAttrs<P>,
+    name: &CStr,
+    attributes: &[(u16, &[u8])],
+) -> PushExprListAttrs<P> {
+    let mut expr = rule.nested_elem().push_name(name);
+    let buf = expr.as_vec_mut();
+    let data = push_nested_header(buf, NFTA_EXPR_DATA);
+    for (kind, value) in attributes {
+        push_header(buf, *kind, value.len() as u16);
+        buf.extend_from_slice(value);
+    }
+    finalize_nested_header(buf, data);
+    expr.end_nested()
 }
 
 /// Matches by whether any of `bits` is set: `Neq` if one must be, `Eq` if none may be.
