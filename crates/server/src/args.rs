@@ -10,6 +10,8 @@ use clap::{ArgAction, Args, ValueEnum};
 use manta_agent_proto::DEFAULT_VSOCK_PORT;
 use manta_engine::LONGEST_LIFETIME;
 
+use crate::limit_args::LimitArgs;
+
 /// Settings of `manta server`.
 #[derive(Debug, Clone, Args)]
 pub struct ServerArgs {
@@ -148,6 +150,8 @@ pub struct ServerArgs {
     /// Writable disk of a sandbox, MiB; takes room on the host only as it fills
     #[arg(long, env = "MANTA_DISK_MIB", value_name = "MANTA_DISK_MIB", default_value = "2048", value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
     pub disk_mib: u32,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
     /// Lifetime of a sandbox whose creator gives no timeout_s; default: the longest allowed, or without a limit
     #[arg(long, env = "MANTA_SANDBOX_TIMEOUT", value_name = "MANTA_SANDBOX_TIMEOUT", value_parser = lifetime)]
     pub sandbox_timeout: Option<Duration>,

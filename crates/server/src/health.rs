@@ -74,6 +74,7 @@ fn settings(args: &ServerArgs, iface: Option<&str>) -> BTreeMap<String, String> 
         ("MANTA_HOST_IFACE", iface.unwrap_or("none").to_owned()),
     ]
     .into_iter()
+    .chain(args.limits.settings())
     .map(|(name, value)| (name.to_owned(), value))
     .collect()
 }

@@ -11,6 +11,7 @@ mod health;
 mod http;
 mod key_cli;
 mod keys;
+mod limit_args;
 mod listeners;
 mod metrics;
 mod params;

@@ -193,11 +193,13 @@ fn engine_config(args: &ServerArgs) -> Result<(EngineConfig, String), ServerErro
         vcpus: args.vcpus,
         mem_mib: args.mem_mib,
         disk_mib: args.disk_mib,
+        disk_limits: args.limits.disks(),
         clone_mode: match args.rootfs_clone_mode {
             RootfsCloneMode::Auto => CloneMode::Auto,
             RootfsCloneMode::ReflinkRequired => CloneMode::ReflinkRequired,
         },
         egress,
+        net_limits: args.limits.network(),
         dns: args.dns.clone(),
         netns_pool_size: usize::from(args.netns_pool_size),
         golden_snapshot: args.enable_snapshots,

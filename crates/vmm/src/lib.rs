@@ -15,6 +15,7 @@ mod choose;
 mod console;
 mod deadline;
 mod dir;
+mod disk_limits;
 mod error;
 mod firecracker;
 mod kernel_args;
@@ -25,6 +26,7 @@ mod version;
 mod vmm;
 
 pub use choose::{Choice, VmmChoice, choose};
+pub use disk_limits::DiskLimits;
 pub use error::VmmError;
 pub use firecracker::{ApiError, firecracker};
 pub use initramfs::write_initramfs;

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use manta_host::{Credentials, NetNs, Process, ProcessId};
 use tokio::net::UnixStream;
 
+use crate::disk_limits::DiskLimits;
 use crate::error::VmmError;
 
 /// A future on the heap, as trait objects take it.
@@ -67,6 +68,8 @@ pub struct VmSpec {
     pub mac: [u8; 6],
     /// Where the agent announces itself and listens on VMMs that have vsock.
     pub vsock_port: u32,
+    /// What it may use of its disks; not part of [`Vmm::machine`].
+    pub disk_limits: DiskLimits,
 }
 
 /// What a VM begins with.
@@ -306,5 +309,6 @@ pub(crate) fn test_spec() -> VmSpec {
         mem_mib: 256,
         mac: [0x06, 0, 0xac, 0x10, 0, 2],
         vsock_port: 5252,
+        disk_limits: DiskLimits::default(),
     }
 }

@@ -238,7 +238,11 @@ async fn a_restored_vm_is_loaded_and_saves_only_its_changes() {
     let vm = spawn_from(&ground, &program(&ground), &Origin::Snapshot(parent.clone())).await.unwrap();
     assert_eq!(fake.requests(), "");
     vm.start().await.unwrap();
-    assert_eq!(last_requests(&fake, 9), ["PUT /snapshot/load File"], "it is not configured");
+    assert_eq!(
+        last_requests(&fake, 9),
+        ["PUT /snapshot/load File", "PATCH /drives/rootfs ", "PATCH /drives/disk "],
+        "it is not configured"
+    );
 
     // Its agent has no reason to call.
     assert!(fake.guest_calls(5252).await.is_err(), "nobody waits for it");

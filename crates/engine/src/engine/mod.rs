@@ -106,7 +106,8 @@ impl Engine {
         let snapshots = opened(Store::open(&dirs::snapshots(&config.work_dir), limits))?;
         let templates = opened(Store::open(&dirs::golden(&config.work_dir), Limits::NONE))?;
         let host = HostNetwork::set_up(config.egress.as_deref())
-            .map_err(StartError::host("set up the host's side of the sandboxes' network"))?;
+            .map_err(StartError::host("set up the host's side of the sandboxes' network"))?
+            .with_limits(config.net_limits);
 
         let confinement = Confinement::for_vmm(config.vmm.info());
         let mut degraded = Vec::new();

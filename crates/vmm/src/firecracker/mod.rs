@@ -30,6 +30,7 @@ use tokio::time::timeout;
 use crate::child::{Child, Command};
 use crate::console::printable;
 use crate::dir::{Image, VmDir};
+use crate::disk_limits::DiskLimits;
 use crate::error::VmmError;
 use crate::version::Requirement;
 use crate::vmm::{Accelerator, Exit, MicroVm, Origin, Place, Survivor, VmSpec, Vmm, VmmInfo, VmmKind};
@@ -112,6 +113,9 @@ impl Vmm for Firecracker {
             Origin::Boot => {
                 let mut start = requests::configure(spec, &place.tap_name, vsock::SOCKET);
                 start.push(requests::start());
+                if spec.disk_limits != DiskLimits::default() {
+                    start.extend(requests::limit_disks(spec.disk_limits));
+                }
                 (start, Vsock::listen(&dir, spec.vsock_port, owner.0)?, None)
             }
             Origin::Snapshot(files) => {
@@ -124,7 +128,9 @@ impl Vmm for Firecracker {
                     source,
                 })?;
                 fds.extend([state, memory]);
-                (vec![requests::load(memory_len, tracks_changes)], Vsock::of_restored(spec.vsock_port), base)
+                let mut start = vec![requests::load(memory_len, tracks_changes)];
+                start.extend(requests::limit_disks(spec.disk_limits));
+                (start, Vsock::of_restored(spec.vsock_port), base)
             }
         };
         let id = instance_id(&place.dir);

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::deadline;
 use crate::dir::Image;
+use crate::disk_limits::{BURST_S, DiskLimits};
 use crate::kernel_args;
 use crate::vmm::{VmSpec, mac_text};
 
@@ -85,6 +86,19 @@ pub(super) fn start() -> Request {
     put("/actions", json!({ "action_type": "InstanceStart" }))
 }
 
+/// Gives these limits to its disks, in place of any that a snapshot brought along.
+pub(super) fn limit_disks(limits: DiskLimits) -> Vec<Request> {
+    // A bucket of no size is no limit.
+    let bucket = |per_s: u64| json!({ "size": BURST_S * per_s, "refill_time": BURST_S * 1000 });
+    let limiter =
+        json!({ "bandwidth": bucket(limits.bytes_per_s()), "ops": bucket(limits.requests_per_s()) });
+    let limit = |path, drive| Request {
+        method: Method::PATCH,
+        ..put(path, json!({ "drive_id": drive, "rate_limiter": limiter }))
+    };
+    vec![limit("/drives/rootfs", "rootfs"), limit("/drives/disk", "disk")]
+}
+
 /// Makes the VM, of `memory_len` bytes, from a snapshot and lets it run. `track_changes`: [`Pages::Changed`]
 /// can be asked for later.
 pub(super) fn load(memory_len: u64, track_changes: bool) -> Request {
@@ -152,6 +166,12 @@ mod tests {
     #[test]
     fn requests_that_restore_a_vm() {
         insta::assert_snapshot!(text(&[load(256 << 20, true)]));
+    }
+
+    #[test]
+    fn requests_that_limit_disks() {
+        let limits = DiskLimits { kib_per_s: Some(1024), ops_per_s: None };
+        insta::assert_snapshot!(text(&limit_disks(limits)));
     }
 
     #[test]

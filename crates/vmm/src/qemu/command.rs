@@ -3,9 +3,10 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::dir::Image;
+use crate::disk_limits::{BURST_S, DiskLimits};
 use crate::kernel_args;
 use crate::vmm::{Accelerator, VmSpec, mac_text};
 
@@ -77,7 +78,21 @@ pub(super) fn args(
     option("-append", kernel_args);
 
     for (name, image, read_only) in [("rootfs", Image::Rootfs, true), ("disk", Image::Disk, false)] {
-        option("-blockdev", block_node(name, image, read_only));
+        let mut node = block_node(name, image, read_only);
+        if spec.disk_limits != DiskLimits::default() {
+            let group = format!("{name}-limits");
+            option("-object", throttle_group(&group, spec.disk_limits));
+            node["node-name"] = json!(format!("{name}-unlimited"));
+            node = json!({
+                "driver": "throttle",
+                "node-name": name,
+                "read-only": read_only,
+                "discard": "unmap",
+                "throttle-group": group,
+                "file": node,
+            });
+        }
+        option("-blockdev", node.to_string());
         // An error of the host's disk is the guest's to see. QEMU's default stops the VM when the host is full.
         option("-device", format!("virtio-blk-device,drive={name},werror=report,rerror=report"));
     }
@@ -106,11 +121,12 @@ pub(super) fn args(
 
 /// The machine these arguments make, with nothing of this host or of one VM.
 pub(super) fn machine(spec: &VmSpec, accelerator: Accelerator) -> String {
-    let args = args(spec, accelerator, None, false);
+    let spec = VmSpec { disk_limits: DiskLimits::default(), ..spec.clone() };
+    let args = args(&spec, accelerator, None, false);
     args.iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-fn block_node(name: &str, image: Image, read_only: bool) -> String {
+fn block_node(name: &str, image: Image, read_only: bool) -> Value {
     let cache = json!({ "no-flush": true });
     json!({
         "driver": "raw",
@@ -129,6 +145,21 @@ fn block_node(name: &str, image: Image, read_only: bool) -> String {
             "locking": "off",
             // A restore would throw the file out of the page cache that all VMs share, in the guest's time.
             "drop-cache": false,
+        },
+    })
+}
+
+/// What holds requests back. Without a highest rate QEMU would let a tenth of a second's worth through at once.
+fn throttle_group(name: &str, limits: DiskLimits) -> String {
+    let (bytes, requests) = (limits.bytes_per_s(), limits.requests_per_s());
+    json!({
+        "qom-type": "throttle-group",
+        "id": name,
+        "limits": {
+            "bps-total": bytes,
+            "bps-total-max": BURST_S * bytes,
+            "iops-total": requests,
+            "iops-total-max": BURST_S * requests,
         },
     })
     .to_string()
@@ -158,6 +189,18 @@ mod tests {
     #[test]
     fn command_line_of_a_restore() {
         insta::assert_snapshot!(lines(Accelerator::Tcg, true));
+    }
+
+    #[test]
+    fn limits_of_disks_are_set_but_no_part_of_the_machine() {
+        let limited =
+            VmSpec { disk_limits: DiskLimits { kib_per_s: Some(1024), ops_per_s: Some(100) }, ..test_spec() };
+        let args = args(&limited, Accelerator::Tcg, None, true);
+        let args: Vec<&str> = args.iter().filter_map(|arg| arg.to_str()).collect();
+        let limits: Vec<&str> =
+            args.into_iter().filter(|arg| arg.contains("throttle") || arg.contains("drive=")).collect();
+        insta::assert_snapshot!(limits.join("\n"));
+        assert_eq!(machine(&limited, Accelerator::Tcg), machine(&test_spec(), Accelerator::Tcg));
     }
 
     #[test]

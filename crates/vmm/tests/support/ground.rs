@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use manta_host::{Credentials, HostNetwork, NetNs, NetSlot};
-use manta_vmm::{Place, VmSpec};
+use manta_vmm::{DiskLimits, Place, VmSpec};
 use tempfile::TempDir;
 
 /// Whom the VMMs of these tests run as; nobody else does.
@@ -73,6 +73,7 @@ impl Ground {
             mem_mib: 128,
             mac: [0x06, 0, 0, 0, 0, 2],
             vsock_port: 5252,
+            disk_limits: DiskLimits::default(),
         }
     }
 
