@@ -15,6 +15,8 @@ mod events;
 mod exec;
 mod faults;
 mod golden;
+mod hostile_devices;
+mod hostile_network;
 mod isolation;
 mod keys;
 mod lifecycle;

@@ -102,6 +102,19 @@ impl Host {
         output("nft", &["list", "ruleset"])
     }
 
+    /// Runs the `nft` program in the calling thread's namespace; says what it printed.
+    pub(crate) fn nft(&self, commands: &str) -> String {
+        output("nft", &[commands])
+    }
+
+    /// How many connections of this sender the calling thread's namespace tracks; `None` if the kernel does not say.
+    pub(crate) fn tracked_of(&self, sender: Ipv4Addr) -> Option<usize> {
+        let table = std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").ok()?;
+        let sender = format!("{sender} ");
+        let begun = |line: &&str| line.split("src=").nth(1).is_some_and(|first| first.starts_with(&sender));
+        Some(table.lines().filter(begun).count())
+    }
+
     /// Whether the egress interface forwards.
     pub(crate) fn forwarding(&self) -> String {
         output("cat", &["/proc/sys/net/ipv4/conf/up0/forwarding", "/proc/sys/net/ipv4/ip_forward"])

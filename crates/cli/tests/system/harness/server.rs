@@ -255,6 +255,11 @@ impl Server {
         vmms_in(&self.work_dir)
     }
 
+    /// The server's process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Open file descriptors of the server.
     pub(crate) fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("its descriptors").count()
