@@ -133,7 +133,7 @@ impl Resources {
             return Err(left(id, shared));
         }
 
-        let place = Place { dir, netns, tap_name, tap, credentials };
+        let place = Place { dir, netns, tap_name, tap, credentials, cgroup: None };
         let spec = shared.artifacts.spec(config, disk_path);
         let origin = match start {
             Start::Boot => Origin::Boot,

@@ -4,6 +4,7 @@
 //!
 //! Only files named `sys.rs` contain `unsafe`.
 
+pub mod cgroup;
 pub mod disk;
 pub mod facts;
 pub mod lock;
@@ -16,6 +17,7 @@ pub mod usage;
 
 mod sys;
 
+pub use cgroup::{Cgroup, CgroupEntry, CgroupError, CgroupLimits, Cgroups};
 pub use lock::{LockError, ServerLock, WorkDirLock};
 pub use net::{GuestNet, HostNetwork, NetError, NetSlot, detect_egress, sweep_network};
 pub use netns::{NetNs, NetNsError};

@@ -27,11 +27,14 @@ pub struct Cgroups {
     pub v2_controllers: Vec<String>,
 }
 
-struct Mount {
-    point: PathBuf,
-    kind: String,
+#[derive(Debug)]
+pub(crate) struct Mount {
+    /// What of the file system is mounted there.
+    pub(crate) root: PathBuf,
+    pub(crate) point: PathBuf,
+    pub(crate) kind: String,
     device: String,
-    super_options: String,
+    pub(crate) super_options: String,
 }
 
 /// The filesystem of a path.
@@ -79,16 +82,18 @@ pub fn cgroups() -> io::Result<Cgroups> {
     Ok(cgroups)
 }
 
-fn mounts() -> io::Result<Vec<Mount>> {
+pub(crate) fn mounts() -> io::Result<Vec<Mount>> {
     Ok(fs::read_to_string(MOUNTINFO)?.lines().filter_map(parse).collect())
 }
 
 /// A line of mountinfo, as in proc_pid_mountinfo(5).
 fn parse(line: &str) -> Option<Mount> {
     let (mount, filesystem) = line.split_once(" - ")?;
-    let point = mount.split(' ').nth(4)?;
+    let mut fields = mount.split(' ').skip(3);
+    let (root, point) = (fields.next()?, fields.next()?);
     let mut filesystem = filesystem.split(' ');
     Some(Mount {
+        root: PathBuf::from(unescape(root)),
         point: PathBuf::from(unescape(point)),
         kind: filesystem.next()?.to_owned(),
         device: unescape(filesystem.next()?),

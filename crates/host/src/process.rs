@@ -2,6 +2,7 @@
 //! watched, and reaped if it is a child, through a pidfd. Owns the process until its end. Does not know what the
 //! program is; processes of an earlier server that nobody adopts are [`Stray`]s.
 
+mod confinement;
 mod ended;
 mod id;
 mod stray;
@@ -25,6 +26,7 @@ use rustix::process::{
 use crate::netns::NetNs;
 use id::Stat;
 
+pub use confinement::{Confinement, Rlimits};
 pub use ended::Ended;
 pub use id::ProcessId;
 pub use stray::{Stray, processes_in};
@@ -61,6 +63,8 @@ pub struct Spawn<'a> {
     pub credentials: &'a Credentials,
     /// File descriptors it inherits, each under the given number (3 or more, no number twice).
     pub fds: Vec<(OwnedFd, RawFd)>,
+    /// What it is kept in.
+    pub confinement: Confinement<'a>,
 }
 
 /// A process that was started here, or by a server that is dead. Dropping it while it runs kills it.
@@ -212,6 +216,8 @@ impl Process {
             credentials: spawn.credentials,
             fds: &fds,
             unused: &unused(&numbers),
+            cgroup: spawn.confinement.cgroup,
+            rlimits: &spawn.confinement.rlimits.values(),
         };
         let spawning = SPAWNING.write().unwrap_or_else(PoisonError::into_inner);
         let spawned = sys::spawn(&child);
@@ -362,7 +368,11 @@ fn kill(pid: u32, pidfd: BorrowedFd<'_>) -> Result<(), ProcessError> {
 }
 
 /// Waits for the end of a process, at most `timeout`; tells whether it has ended.
-fn wait_readable(pid: u32, pidfd: BorrowedFd<'_>, timeout: Duration) -> Result<bool, ProcessError> {
+pub(crate) fn wait_readable(
+    pid: u32,
+    pidfd: BorrowedFd<'_>,
+    timeout: Duration,
+) -> Result<bool, ProcessError> {
     let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

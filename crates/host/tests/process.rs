@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
+use manta_host::process::Confinement;
 use manta_host::process::SpawnStep;
 use manta_host::{Credentials, Ended, NetNs, Process, ProcessError, Spawn, processes_in};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -29,7 +30,15 @@ fn spawn(
     fds: Vec<(OwnedFd, i32)>,
 ) -> Result<Process, ProcessError> {
     let args = ["-c", script].map(OsString::from);
-    Process::spawn(Spawn { program: Path::new("/bin/sh"), args: &args, dir, netns, credentials, fds })
+    Process::spawn(Spawn {
+        program: Path::new("/bin/sh"),
+        args: &args,
+        dir,
+        netns,
+        credentials,
+        fds,
+        confinement: Confinement::default(),
+    })
 }
 
 fn output_of(process: &Process) -> String {
@@ -90,8 +99,15 @@ fn its_program_may_lie_where_its_user_may_not_look() {
     std::fs::copy("/bin/true", &program).unwrap();
     let credentials = Credentials { uid: 4242, gid: 4343, groups: Vec::new() };
     let (args, fds) = (&[], Vec::new());
-    let spawn =
-        Spawn { program: &program, args, dir: dir.path(), netns: None, credentials: &credentials, fds };
+    let spawn = Spawn {
+        program: &program,
+        args,
+        dir: dir.path(),
+        netns: None,
+        credentials: &credentials,
+        fds,
+        confinement: Confinement::default(),
+    };
     output_of(&Process::spawn(spawn).unwrap());
 }
 
@@ -186,8 +202,15 @@ fn it_outlives_the_thread_that_started_it() {
 fn a_failed_spawn_says_where_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let program = Path::new("/does/not/exist");
-    let spawn =
-        Spawn { program, args: &[], dir: dir.path(), netns: None, credentials: &ROOT, fds: Vec::new() };
+    let spawn = Spawn {
+        program,
+        args: &[],
+        dir: dir.path(),
+        netns: None,
+        credentials: &ROOT,
+        fds: Vec::new(),
+        confinement: Confinement::default(),
+    };
     match Process::spawn(spawn) {
         Err(ProcessError::Spawn { step: SpawnStep::Exec, source, .. }) => {
             assert_eq!(source, rustix::io::Errno::NOENT);

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use manta_host::{Credentials, NetNs, Process, ProcessId, Spawn};
+use manta_host::process::{Confinement, Rlimits};
+use manta_host::{CgroupEntry, Credentials, NetNs, Process, ProcessId, Spawn};
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
@@ -28,6 +29,8 @@ pub(crate) struct Command {
     pub(crate) netns: Arc<NetNs>,
     pub(crate) credentials: Credentials,
     pub(crate) fds: Vec<(OwnedFd, RawFd)>,
+    pub(crate) cgroup: Option<CgroupEntry>,
+    pub(crate) rlimits: Rlimits,
 }
 
 #[derive(Debug)]
@@ -46,6 +49,7 @@ impl Child {
                 netns: Some(&command.netns),
                 credentials: &command.credentials,
                 fds: command.fds,
+                confinement: Confinement { cgroup: command.cgroup.as_ref(), rlimits: command.rlimits },
             })
         });
         let process = match spawned.await {

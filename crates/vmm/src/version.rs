@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use manta_host::process::Confinement;
 use manta_host::{Credentials, Process, ProcessError, Spawn};
 use rustix::process::{getegid, geteuid};
 
@@ -80,6 +81,7 @@ fn version_output(program: &Path) -> Result<String, ProcessError> {
         netns: None,
         credentials: &Credentials { uid, gid, groups: Vec::new() },
         fds: Vec::new(),
+        confinement: Confinement::default(),
     })?;
     if process.wait_timeout(TIMEOUT)?.is_none() {
         process.kill()?;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use manta_host::{Credentials, NetNs, Process, ProcessId};
+use manta_host::{CgroupEntry, Credentials, NetNs, Process, ProcessId};
 use tokio::net::UnixStream;
 
 use crate::disk_limits::DiskLimits;
@@ -107,6 +107,8 @@ pub struct Place {
     pub tap: OwnedFd,
     /// Whom the VMM process runs as.
     pub credentials: Credentials,
+    /// The cgroup of the VMM process, if it is to be in one.
+    pub cgroup: Option<CgroupEntry>,
 }
 
 /// A VM whose server was killed while it ran.

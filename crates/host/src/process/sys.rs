@@ -17,9 +17,13 @@ use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::Credentials;
+use crate::cgroup::CgroupEntry;
 
 /// Enough for `run` in an unoptimised build (about 2 KiB are used) and for a system call wrapper or two.
 const STACK_BYTES: usize = 64 * 1024;
+
+/// `linux/sched.h`; libc lacks it.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 /// The kernel's `sigset_t`: 64 signals.
 const SIGSET_BYTES: usize = 8;
@@ -35,6 +39,8 @@ pub(super) struct Child<'a> {
     pub(super) fds: &'a [(OwnedFd, RawFd)],
     /// First and last of the ranges of numbers that are not targets.
     pub(super) unused: &'a [(RawFd, RawFd)],
+    pub(super) cgroup: Option<&'a CgroupEntry>,
+    pub(super) rlimits: &'a [(libc::__rlimit_resource_t, u64)],
 }
 
 /// How far a child came.
@@ -45,14 +51,18 @@ pub enum SpawnStep {
     Clone,
     /// A session of its own.
     Session,
+    /// Entering the cgroup.
+    Cgroup,
     /// Entering the network namespace.
     NetNs,
     /// Handing over file descriptors.
     Fds,
     /// Entering the working directory.
     Dir,
-    /// Giving up new privileges.
-    NoNewPrivs,
+    /// Setting limits.
+    Limits,
+    /// Giving up privileges.
+    Privileges,
     /// Taking on groups and ids.
     Credentials,
     /// Executing the program.
@@ -64,14 +74,33 @@ impl fmt::Display for SpawnStep {
         f.write_str(match self {
             Self::Clone => "creating a process",
             Self::Session => "starting a session",
+            Self::Cgroup => "entering the cgroup",
             Self::NetNs => "entering the network namespace",
             Self::Fds => "passing file descriptors",
             Self::Dir => "entering the working directory",
-            Self::NoNewPrivs => "giving up new privileges",
+            Self::Limits => "setting limits",
+            Self::Privileges => "giving up privileges",
             Self::Credentials => "changing user and groups",
             Self::Exec => "executing it",
         })
     }
+}
+
+/// `struct clone_args` of `linux/sched.h`, as of Linux 5.7.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
 }
 
 /// Shared with the child, which writes `failure` before it ends without having become the program.
@@ -87,25 +116,35 @@ pub(super) fn spawn(child: &Child<'_>) -> Result<(u32, OwnedFd), (SpawnStep, Err
     let mut shared = Shared { child, argv, failure: None };
     let mut stack = vec![0u128; STACK_BYTES / size_of::<u128>()];
     let mut pidfd: RawFd = -1;
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD;
+    let cgroup = child.cgroup.and_then(CgroupEntry::dir);
+    let flags = flags as u64 | cgroup.map_or(0, |_| CLONE_INTO_CGROUP);
+    let args = CloneArgs {
+        flags,
+        pidfd: ptr::from_mut(&mut pidfd) as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        stack: stack.as_mut_ptr() as u64,
+        stack_size: size_of_val(stack.as_slice()) as u64,
+        cgroup: cgroup.map_or(0, |dir| dir.as_raw_fd() as u64),
+        ..CloneArgs::default()
+    };
     // SAFETY: `old` and `all` are plain data that the calls fill in. No signal handler of the server may run
     // in the child, on this memory, so all are blocked until it has reset them.
-    // The child runs `run` on `stack`, which grows down from its 16-byte aligned end, with `shared` as the
-    // only thing both touch; CLONE_VFORK keeps this thread from running until the child no longer uses
-    // either. CLONE_PIDFD writes the descriptor to the fifth argument.
-    let (pid, errno) = unsafe {
+    // The child runs `run` on `stack`, with `shared` as the only thing both touch; CLONE_VFORK keeps this thread
+    // from running until the child no longer uses either. CLONE_PIDFD writes the descriptor to `pidfd`.
+    let pid = unsafe {
         let mut all: libc::sigset_t = std::mem::zeroed();
         let mut old: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(SIG_BLOCK, &all, &mut old);
-        let top = stack.as_mut_ptr_range().end.cast::<c_void>();
-        let arg = ptr::from_mut(&mut shared).cast::<c_void>();
-        let pid = libc::clone(run, top, flags, arg, ptr::from_mut(&mut pidfd));
-        let errno = last_errno();
+        let pid = clone3(&args, run, ptr::from_mut(&mut shared).cast::<c_void>());
         libc::pthread_sigmask(SIG_SETMASK, &old, ptr::null_mut());
-        (pid, errno)
+        pid
     };
-    let Ok(pid) = u32::try_from(pid) else { return Err((SpawnStep::Clone, errno)) };
+    let pid = match u32::try_from(pid) {
+        Ok(pid) => pid,
+        Err(_) => return Err((SpawnStep::Clone, Errno::from_raw_os_error(pid.unsigned_abs() as i32))),
+    };
     // SAFETY: the kernel has just made this descriptor for us.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     match shared.failure {
@@ -117,6 +156,43 @@ pub(super) fn spawn(child: &Child<'_>) -> Result<(u32, OwnedFd), (SpawnStep, Err
             Err(failure)
         }
     }
+}
+
+/// `clone3(2)`, of which the C library has no function: `clone` cannot put a child into a cgroup, and one that
+/// moves there itself waits for milliseconds. The child calls `run` with `arg` and ends with what that returns.
+/// Gives the child's id, or the negative number of an error.
+///
+/// # Safety
+/// As for `clone(2)`: `args` must name a stack of its own for the child; `CLONE_VM` and `CLONE_VFORK` must be among
+/// the flags, and nothing else may use what `run` touches until it has ended or become a program.
+unsafe fn clone3(args: &CloneArgs, run: extern "C" fn(*mut c_void) -> c_int, arg: *mut c_void) -> i64 {
+    let result: i64;
+    // SAFETY: the parent comes out at 2 with the registers it had, but those that a system call changes. The child
+    // starts with the same ones and the end of its stack, which is aligned as a call needs it; it never comes back.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r12",
+            "call r13",
+            "mov edi, eax",
+            "mov eax, {exit}",
+            "syscall",
+            "ud2",
+            "2:",
+            exit = const libc::SYS_exit,
+            inlateout("rax") libc::SYS_clone3 => result,
+            in("rdi") ptr::from_ref(args),
+            in("rsi") size_of::<CloneArgs>(),
+            in("r12") arg,
+            in("r13") run,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    result
 }
 
 /// The child. It shares memory with its parent, so it calls only the kernel; and it calls it directly where
@@ -145,6 +221,11 @@ fn become_program(
         }
         libc::signal(libc::SIGPIPE, SIG_IGN);
         check(SpawnStep::Session, libc::setsid())?;
+        for tasks in child.cgroup.into_iter().flat_map(CgroupEntry::tasks) {
+            // This thread, which is all of this process.
+            let written = libc::write(tasks.as_raw_fd(), c"0".as_ptr().cast(), 1);
+            check(SpawnStep::Cgroup, written as c_int)?;
+        }
         if let Some(netns) = child.netns {
             check(SpawnStep::NetNs, libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET))?;
         }
@@ -158,7 +239,15 @@ fn become_program(
         check(SpawnStep::Dir, libc::chdir(child.dir.as_ptr()))?;
         // While still root: the program may lie where the user may not search.
         let program = libc::open(argv[0], libc::O_PATH | libc::O_CLOEXEC);
-        check(SpawnStep::NoNewPrivs, libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+        libc::umask(0o077);
+        for (resource, limit) in child.rlimits {
+            let limit = libc::rlimit { rlim_cur: *limit, rlim_max: *limit };
+            check(SpawnStep::Limits, libc::setrlimit(*resource, &limit))?;
+        }
+        if *uid != 0 {
+            drop_bounding_set()?;
+        }
+        check(SpawnStep::Privileges, libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         let set = libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr());
         check(SpawnStep::Credentials, set as c_int)?;
         check(SpawnStep::Credentials, libc::syscall(libc::SYS_setresgid, *gid, *gid, *gid) as c_int)?;
@@ -174,6 +263,21 @@ fn become_program(
         }
     }
     Err((SpawnStep::Exec, last_errno()))
+}
+
+/// Takes from this process, and whatever it becomes, the means to ever have a capability again.
+fn drop_bounding_set() -> Result<(), (SpawnStep, Errno)> {
+    for capability in 0..64 {
+        // SAFETY: takes numbers only.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } < 0 {
+            // The first that this kernel does not know.
+            return match last_errno() {
+                Errno::INVAL if capability > 0 => Ok(()),
+                errno => Err((SpawnStep::Privileges, errno)),
+            };
+        }
+    }
+    Ok(())
 }
 
 fn check(step: SpawnStep, result: c_int) -> Result<(), (SpawnStep, Errno)> {

@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use manta_host::process::Rlimits;
 use rustix::io::fcntl_dupfd_cloexec;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -145,6 +146,8 @@ impl Vmm for Firecracker {
             netns: place.netns,
             credentials: place.credentials,
             fds,
+            cgroup: place.cgroup,
+            rlimits: Rlimits::default(),
         })
         .await?;
         let failure = tokio::select! {

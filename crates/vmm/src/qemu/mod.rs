@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use manta_host::process::Rlimits;
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -110,6 +111,8 @@ impl Vmm for Qemu {
             netns: place.netns,
             credentials: place.credentials,
             fds,
+            cgroup: place.cgroup,
+            rlimits: Rlimits::default(),
         })
         .await?;
         let failure = match timeout(READY_TIMEOUT, ready(stream, restored)).await {

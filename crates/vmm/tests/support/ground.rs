@@ -60,6 +60,7 @@ impl Ground {
             tap_name: self.slot.tap_name().to_owned(),
             tap: self.slot.open_tap().unwrap(),
             credentials: Credentials { uid: UID, gid: UID, groups: Vec::new() },
+            cgroup: None,
         }
     }
 

@@ -1,0 +1,44 @@
+//! What a spawned process is kept in, beside its credentials: a cgroup, and limits of its own. Pure.
+
+use crate::cgroup::CgroupEntry;
+
+/// What a process is kept in. By default in nothing but what holds for every one that is spawned.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Confinement<'a> {
+    /// The cgroup it is in from its first instruction on, else the caller's.
+    pub cgroup: Option<&'a CgroupEntry>,
+    /// Limits on itself. For all that is not given here the caller's hold; no core is ever dumped.
+    pub rlimits: Rlimits,
+}
+
+/// Limits of one process (`setrlimit(2)`), both the soft and the hard one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rlimits {
+    /// Of its address space, bytes: memory, and what is only mapped or reserved.
+    pub address_space: Option<u64>,
+    /// Of a file it writes to, bytes.
+    pub file_size: Option<u64>,
+    /// Of locked memory, bytes.
+    pub locked_memory: Option<u64>,
+    /// Of descriptors.
+    pub open_files: Option<u64>,
+    /// Of processes and threads of its user, on the whole host.
+    pub processes: Option<u64>,
+}
+
+impl Rlimits {
+    /// Numbers of the limits, and the limits.
+    pub(super) fn values(&self) -> Vec<(libc::__rlimit_resource_t, u64)> {
+        [
+            (libc::RLIMIT_CORE, Some(0)),
+            (libc::RLIMIT_AS, self.address_space),
+            (libc::RLIMIT_FSIZE, self.file_size),
+            (libc::RLIMIT_MEMLOCK, self.locked_memory),
+            (libc::RLIMIT_NOFILE, self.open_files),
+            (libc::RLIMIT_NPROC, self.processes),
+        ]
+        .into_iter()
+        .filter_map(|(resource, limit)| Some((resource, limit?)))
+        .collect()
+    }
+}
