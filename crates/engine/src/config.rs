@@ -12,6 +12,8 @@ use manta_vmm::{DiskLimits, Vmm};
 /// What a VMM takes beside its guest's memory, MiB.
 pub const VMM_OVERHEAD_MIB: u64 = 48;
 
+use crate::limits::CgroupMode;
+
 /// Settings of an [`crate::Engine`].
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
@@ -33,6 +35,12 @@ pub struct EngineConfig {
     pub disk_mib: u32,
     /// What a guest may use of each of its disks.
     pub disk_limits: DiskLimits,
+    /// Whether VMMs get cgroups.
+    pub cgroup_mode: CgroupMode,
+    /// Time of processors that a VMM may take, in percent of one.
+    pub cpu_max_percent: u32,
+    /// Weight of all VMMs together against the rest of the host, 1 to 10,000; 100 is usual.
+    pub cpu_weight: u32,
     /// How a guest's disk is cloned from the empty one or from a snapshot's.
     pub clone_mode: CloneMode,
     /// Interface through which guests reach the internet; none: they reach nothing.

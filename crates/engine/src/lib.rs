@@ -21,6 +21,7 @@ pub mod fuzzing;
 mod guest;
 mod lifecycle;
 mod lifetime;
+mod limits;
 mod metrics;
 mod places;
 mod pool;
@@ -44,6 +45,7 @@ pub use error::{EngineError, StartError};
 pub use events::EventReader;
 pub use exec::ExecSpec;
 pub use lifetime::LONGEST_LIFETIME;
+pub use limits::CgroupMode;
 pub use pool::{PoolStatus, Pools};
 pub use snapshots::{
     GcReport, LockedSnapshotDir, OfflineError, RemovedSnapshot, SavedMachine, SavedSnapshot, SnapshotDir,

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use manta_agent_proto::{Identity, Network, Program};
 use manta_api::{SandboxId, SandboxState};
+use manta_host::Cgroup;
 use manta_host::disk::clone_file;
 use manta_host::net::{GUEST, NetSlot};
 use manta_host::process::Credentials;
@@ -67,6 +68,8 @@ pub(crate) struct Resources {
     /// anything by now.
     disk: Option<Arc<File>>,
     slot: Option<NetSlot>,
+    /// Of its VMM.
+    cgroup: Option<Cgroup>,
     vm: Option<Arc<dyn MicroVm>>,
     pub(crate) session: Option<Session>,
 }
@@ -115,15 +118,19 @@ impl Resources {
                 Start::Boot => shared.artifacts.empty_disk.clone(),
                 Start::Restore(stored) => stored.disk(),
             };
+            let id = id.clone();
             move || {
+                let group = shared.limits.group(&id);
                 let disk = make_disk(&dir, &original, &owner, &shared);
                 let made = disk.and_then(|disk| Ok((disk, slot.open_tap().map_err(|error| chain(&error))?)));
-                (slot, made)
+                (slot, made, group)
             }
         });
-        let (slot, made) =
+        let (slot, made, group) =
             prepared.await.map_err(|panicked| host("making the disk")(panicked.to_string()))?;
         self.slot = Some(slot);
+        let group = self.cgroup.insert(group?);
+        let entry = group.entry().map_err(|error| host("opening the cgroup")(chain(&error)))?;
         let (disk, tap) = made.map_err(host("making the disk and opening the tap"))?;
         let disk = Arc::new(disk);
         let disk_path = by_descriptor(&disk);
@@ -133,7 +140,7 @@ impl Resources {
             return Err(left(id, shared));
         }
 
-        let place = Place { dir, netns, tap_name, tap, credentials, cgroup: None };
+        let place = Place { dir, netns, tap_name, tap, credentials, cgroup: Some(entry) };
         let spec = shared.artifacts.spec(config, disk_path);
         let origin = match start {
             Start::Boot => Origin::Boot,
@@ -184,10 +191,10 @@ impl Resources {
         };
         let session = match up {
             Ok(Ok(session)) => session,
-            Ok(Err(error)) => return Err(explain(error, &*vm).await),
+            Ok(Err(error)) => return Err(self.explain(error, &*vm, shared).await),
             Err(_) => {
                 let reason = format!("no answer within {} ms", config.agent_wait_timeout.as_millis());
-                return Err(explain(boot("waiting for the agent")(reason), &*vm).await);
+                return Err(self.explain(boot("waiting for the agent")(reason), &*vm, shared).await);
             }
         };
         self.session = Some(session);
@@ -247,10 +254,10 @@ impl Resources {
                 clock.passed("rouse");
                 Ok(())
             }
-            Ok(Err(error)) => Err(explain(error, &**vm).await),
+            Ok(Err(error)) => Err(self.explain(error, &**vm, shared).await),
             Err(_) => {
                 let reason = format!("no answer within {} ms", limit.as_millis());
-                Err(explain(boot("waking the guest")(reason), &**vm).await)
+                Err(self.explain(boot("waking the guest")(reason), &**vm, shared).await)
             }
         }
     }
@@ -343,7 +350,11 @@ impl Resources {
         }
         clock.passed("kill");
         if let Some(dir) = self.dir.take() {
+            let group = self.cgroup.take();
             let put_away = spawn_blocking(move || {
+                if let Some(Err(error)) = group.map(Cgroup::destroy) {
+                    error!(error = chain(&error), "a sandbox's cgroup could not be removed");
+                }
                 let removed = if keep_dir {
                     warn!(dir = %dir.display(), "a sandbox's directory is kept until the next start");
                     Ok(())
@@ -365,6 +376,30 @@ impl Resources {
             shared.tasks.spawn(shared.slots.release(slot));
         }
         clock.timings()
+    }
+
+    /// How the VMM ended, and why, if this host's limits ended it.
+    pub(crate) fn with_cause(&self, how: String, shared: &Shared) -> String {
+        let cause = self.cgroup.as_ref().and_then(|group| shared.limits.cause_of_death(group));
+        cause.map_or(how.clone(), |cause| format!("{how}; {cause}"))
+    }
+
+    /// Adds how the VMM ended, if it did, or else what the guest's console says.
+    async fn explain(&self, error: EngineError, vm: &dyn MicroVm, shared: &Shared) -> EngineError {
+        let EngineError::BootFailed { stage, mut reason, .. } = error else { return error };
+        // A dead VMM's sockets close a moment before its pidfd tells how it ended.
+        let exit = tokio::time::timeout(DYING, vm.exited()).await.ok();
+        let ended = exit.is_some();
+        let console = match exit {
+            Some(exit) => {
+                let status = format!("; the VMM ended: {}", exit.status);
+                reason.push_str(&self.with_cause(status, shared));
+                exit.console
+            }
+            None => vm.console().await,
+        };
+        reason.push_str(&quote(&console));
+        EngineError::BootFailed { stage, reason, ended }
     }
 
     /// A VMM that cannot be killed may still use the slot: cut it off, and never give it to another.
@@ -398,23 +433,6 @@ fn make_disk(dir: &Path, original: &Path, owner: &Credentials, shared: &Shared) 
     fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
         .map_err(|error| format!("cannot protect {}: {error}", dir.display()))?;
     Ok(opened)
-}
-
-/// Adds how the VMM ended, if it did, or else what the guest's console says.
-async fn explain(error: EngineError, vm: &dyn MicroVm) -> EngineError {
-    let EngineError::BootFailed { stage, mut reason, .. } = error else { return error };
-    // A dead VMM's sockets close a moment before its pidfd tells how it ended.
-    let exit = tokio::time::timeout(DYING, vm.exited()).await.ok();
-    let ended = exit.is_some();
-    let console = match exit {
-        Some(exit) => {
-            reason.push_str(&format!("; the VMM ended: {}", exit.status));
-            exit.console
-        }
-        None => vm.console().await,
-    };
-    reason.push_str(&quote(&console));
-    EngineError::BootFailed { stage, reason, ended }
 }
 
 /// The last words on a console, as part of a message.

@@ -260,7 +260,7 @@ impl Task {
                 }
             };
             let reason = match death {
-                Death::Vmm(reason) => reason,
+                Death::Vmm(reason) => self.resources.with_cause(reason, &self.shared),
                 // Only now and then, or an agent that keeps hanging up would keep us busy.
                 Death::Session(end)
                     if end.offence || reconnected.is_some_and(|at| at.elapsed() < RECONNECT_INTERVAL) =>

@@ -14,6 +14,7 @@ use crate::confine::Confinement;
 use crate::dirs::sandboxes;
 use crate::error::EngineError;
 use crate::events::Events;
+use crate::limits::Limits;
 use crate::slots::Slots;
 use crate::snapshots::Machine;
 
@@ -25,6 +26,7 @@ pub(crate) struct Shared {
     /// What snapshots taken now depend on.
     pub(crate) machine: Arc<Machine>,
     pub(crate) confinement: Confinement,
+    pub(crate) limits: Arc<Limits>,
     pub(crate) slots: Arc<Slots>,
     pub(crate) events: Events,
     pub(crate) tasks: TaskTracker,

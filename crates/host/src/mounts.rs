@@ -1,5 +1,5 @@
-//! What is mounted where, read from `/proc/self/mountinfo`: the filesystem of a path, and the cgroup
-//! hierarchies. Mounts nothing.
+//! What is mounted where, read from `/proc/self/mountinfo`: the filesystem of a path, and what
+//! [`crate::cgroup`] looks for. Mounts nothing.
 
 use std::fs;
 use std::io;
@@ -16,17 +16,7 @@ pub struct Filesystem {
     pub device: String,
 }
 
-/// The cgroup hierarchies that are mounted.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Cgroups {
-    /// Controllers of version 1 hierarchies.
-    pub v1_controllers: Vec<String>,
-    /// Where version 2 is mounted.
-    pub v2_mount: Option<PathBuf>,
-    /// The controllers version 2 has for us there.
-    pub v2_controllers: Vec<String>,
-}
-
+/// One mount.
 #[derive(Debug)]
 pub(crate) struct Mount {
     /// What of the file system is mounted there.
@@ -53,35 +43,7 @@ pub fn filesystem_of(path: &Path) -> io::Result<Filesystem> {
     Ok(Filesystem { kind: mount.kind, device: mount.device })
 }
 
-/// The cgroup hierarchies.
-///
-/// # Errors
-/// When the mounts cannot be read.
-pub fn cgroups() -> io::Result<Cgroups> {
-    let mut cgroups = Cgroups::default();
-    for mount in mounts()? {
-        match mount.kind.as_str() {
-            "cgroup" => {
-                // Among the options of the hierarchy are its controllers; the others are these.
-                let is_controller = |option: &&str| {
-                    !matches!(*option, "rw" | "ro" | "xattr" | "clone_children" | "noprefix" | "none")
-                        && !option.contains('=')
-                };
-                let controllers = mount.super_options.split(',').filter(is_controller).map(str::to_owned);
-                cgroups.v1_controllers.extend(controllers);
-            }
-            "cgroup2" if cgroups.v2_mount.is_none() => {
-                let controllers =
-                    fs::read_to_string(mount.point.join("cgroup.controllers")).unwrap_or_default();
-                cgroups.v2_controllers = controllers.split_whitespace().map(str::to_owned).collect();
-                cgroups.v2_mount = Some(mount.point);
-            }
-            _ => {}
-        }
-    }
-    Ok(cgroups)
-}
-
+/// All mounts of this process's namespace.
 pub(crate) fn mounts() -> io::Result<Vec<Mount>> {
     Ok(fs::read_to_string(MOUNTINFO)?.lines().filter_map(parse).collect())
 }
@@ -137,13 +99,5 @@ mod tests {
     fn proc_is_proc() {
         assert_eq!(filesystem_of(Path::new("/proc/self")).unwrap().kind, "proc");
         assert!(filesystem_of(Path::new("/does/not/exist")).is_err());
-    }
-
-    #[test]
-    fn cgroups_are_found_without_options_taken_for_controllers() {
-        let cgroups = cgroups().unwrap();
-        for controller in cgroups.v1_controllers.iter().chain(&cgroups.v2_controllers) {
-            assert!(!["rw", "xattr"].contains(&controller.as_str()) && !controller.contains('='));
-        }
     }
 }

@@ -152,6 +152,15 @@ pub struct ServerArgs {
     pub disk_mib: u32,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
+    /// Limits on what a sandbox's VMM may use of memory, processors and processes, by cgroups: auto (as far as the host has them), required, or off
+    #[arg(long, env = "MANTA_CGROUP", value_name = "MANTA_CGROUP", default_value = "auto")]
+    pub cgroup: CgroupSetting,
+    /// Most processors' time that a sandbox may take, such as 0.5; default: one processor for each of its own, and one for its VMM
+    #[arg(long, env = "MANTA_CPU_MAX", value_name = "MANTA_CPU_MAX", value_parser = processors)]
+    pub cpu_max: Option<f64>,
+    /// Weight of all sandboxes together against the rest of the host when processors are short; 100 is that of any other service
+    #[arg(long, env = "MANTA_CPU_WEIGHT", value_name = "MANTA_CPU_WEIGHT", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub cpu_weight: u32,
     /// Lifetime of a sandbox whose creator gives no timeout_s; default: the longest allowed, or without a limit
     #[arg(long, env = "MANTA_SANDBOX_TIMEOUT", value_name = "MANTA_SANDBOX_TIMEOUT", value_parser = lifetime)]
     pub sandbox_timeout: Option<Duration>,
@@ -225,6 +234,17 @@ pub enum RootfsCloneMode {
     ReflinkRequired,
 }
 
+/// See [`ServerArgs::cgroup`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CgroupSetting {
+    /// As far as can be.
+    Auto,
+    /// Refuse to start without.
+    Required,
+    /// None.
+    Off,
+}
+
 /// See [`ServerArgs::log_format`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -248,6 +268,14 @@ fn lifetime(text: &str) -> Result<Duration, String> {
     let lifetime = duration_or_zero(text)?;
     let range = Duration::from_secs(1)..=LONGEST_LIFETIME;
     if range.contains(&lifetime) { Ok(lifetime) } else { Err("must be 1s to 365days".to_owned()) }
+}
+
+/// A number of processors, as many as a machine may have.
+fn processors(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(number) if (0.01..=8192.0).contains(&number) => Ok(number),
+        _ => Err("must be 0.01 to 8192".to_owned()),
+    }
 }
 
 fn switch(text: &str) -> Result<bool, String> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use manta_engine::{Engine, EngineConfig, ShutdownReport, StartError, VMM_OVERHEAD_MIB};
+use manta_engine::{CgroupMode, Engine, EngineConfig, ShutdownReport, StartError, VMM_OVERHEAD_MIB};
 use manta_host::disk::CloneMode;
 use manta_host::{facts, net};
 use manta_vmm::{VmmChoice, VmmError};
@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
-use crate::args::{RootfsCloneMode, ServerArgs};
+use crate::args::{CgroupSetting, RootfsCloneMode, ServerArgs};
 use crate::health::Conditions;
 use crate::http::UnixSocketError;
 use crate::keys::KeyFileError;
@@ -194,6 +194,13 @@ fn engine_config(args: &ServerArgs) -> Result<(EngineConfig, String), ServerErro
         mem_mib: args.mem_mib,
         disk_mib: args.disk_mib,
         disk_limits: args.limits.disks(),
+        cgroup_mode: match args.cgroup {
+            CgroupSetting::Auto => CgroupMode::Auto,
+            CgroupSetting::Required => CgroupMode::Required,
+            CgroupSetting::Off => CgroupMode::Off,
+        },
+        cpu_max_percent: cpu_max_percent(args),
+        cpu_weight: args.cpu_weight,
         clone_mode: match args.rootfs_clone_mode {
             RootfsCloneMode::Auto => CloneMode::Auto,
             RootfsCloneMode::ReflinkRequired => CloneMode::ReflinkRequired,
@@ -263,6 +270,13 @@ pub(crate) fn warm_pool_size(args: &ServerArgs) -> usize {
         },
         usize::from,
     )
+}
+
+/// Time that a sandbox may take of processors, in percent of one.
+fn cpu_max_percent(args: &ServerArgs) -> u32 {
+    let cpus = args.cpu_max.unwrap_or(f64::from(args.vcpus) + 1.0);
+    // In bounds: the settings are.
+    (cpus * 100.0).round() as u32
 }
 
 /// MicroVMs that may start at once.

@@ -9,6 +9,7 @@ mod harness;
 mod api;
 mod bad_input;
 mod clones;
+mod confinement;
 mod deaths;
 mod endure;
 mod events;

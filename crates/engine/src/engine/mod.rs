@@ -27,6 +27,7 @@ use crate::events::{EventReader, Events};
 use crate::exec::ExecSpec;
 use crate::fingerprint;
 use crate::lifetime;
+use crate::limits::Limits as VmmLimits;
 use crate::metrics;
 use crate::places::{HostLimits, Places};
 use crate::pool::{Foreground, Pools, PreparedVms, WarmPool};
@@ -92,7 +93,8 @@ impl Engine {
             }
         }
         let events = Events::default();
-        sweep(&sandboxes(&config), &events)
+        let vmm_limits = VmmLimits::set_up(&config)?;
+        sweep(&sandboxes(&config), vmm_limits.cgroups(), &events)
             .map_err(StartError::host("remove what a killed server left behind"))?;
         let artifacts = Artifacts::prepare(&config)?;
         let machine = fingerprint::machine(&config, &artifacts)
@@ -119,6 +121,7 @@ impl Engine {
             );
         }
         degraded.extend(confinement.root_because.clone());
+        degraded.extend_from_slice(vmm_limits.cgroups().missing());
         degraded.iter().for_each(|what| warn!("degraded: {what}"));
 
         let slots = Slots::new(Arc::new(host), confinement.clone(), config.netns_pool_size);
@@ -136,6 +139,7 @@ impl Engine {
             artifacts: Arc::new(artifacts),
             machine: Arc::new(machine),
             confinement,
+            limits: Arc::new(vmm_limits),
             slots: slots.clone(),
             events,
             tasks: TaskTracker::new(),
@@ -428,6 +432,9 @@ impl Engine {
             }
             Some(Err(_)) => report.problems.push("the host's network is still in use".to_owned()),
             None => {}
+        }
+        if let Err(error) = self.shared.limits.cgroups().tear_down() {
+            report.problems.push(crate::error::chain(&error));
         }
         info!(problems = ?report.problems, "shut down");
         report

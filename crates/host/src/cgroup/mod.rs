@@ -218,16 +218,13 @@ impl Cgroups {
         failure.map_or(Ok(swept), Err)
     }
 
-    /// Removes the tree. Its groups must be gone; one that is not is swept.
+    /// Removes the tree, which must be empty: see [`Self::sweep`]. It goes on past errors.
     ///
     /// # Errors
-    /// When a directory cannot be removed.
-    pub fn tear_down(self) -> Result<(), CgroupError> {
-        self.sweep(&BTreeSet::new())?;
-        for tree in self.trees.iter() {
-            group::remove(&tree.hierarchy.tree)?;
-        }
-        Ok(())
+    /// When a directory cannot be removed, as when there still is a group in it.
+    pub fn tear_down(&self) -> Result<(), CgroupError> {
+        let removed = self.trees.iter().map(|tree| group::remove(&tree.hierarchy.tree));
+        removed.fold(Ok(()), Result::and)
     }
 }
 

@@ -67,9 +67,8 @@ impl Version {
                 "mount the controller writable, or boot with cgroup v2 (systemd.unified_cgroup_hierarchy=1)"
             }
             Self::V2 => {
-                "mount cgroup v2 writable at /sys/fs/cgroup; under systemd set Delegate=yes and \
-                 DelegateSubgroup=server; in a container give it a cgroup namespace of its own that is writable, with the \
-                 server as its only process"
+                "mount cgroup v2 writable at /sys/fs/cgroup (under systemd: Delegate=yes and DelegateSubgroup=server, in \
+                 a container: a writable cgroup namespace with the server as its only process)"
             }
         }
     }

@@ -4,12 +4,12 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use manta_host::mounts::{cgroups, filesystem_of};
+use manta_host::mounts::filesystem_of;
 use manta_host::net::{HostNetwork, NetSlot, detect_egress, interface_exists};
-use manta_host::{NetNs, disk, facts};
+use manta_host::{Cgroups, NetNs, disk, facts};
 
 use super::{Finding, chain};
-use crate::args::{ListenAddr, ServerArgs};
+use crate::args::{CgroupSetting, ListenAddr, ServerArgs};
 use crate::listeners::{in_clear, tls};
 use crate::run::{is_root, max_memory_mib, sandbox_mib};
 
@@ -29,7 +29,7 @@ pub(super) fn all(args: &ServerArgs) -> Vec<Finding> {
     findings.extend(work_dir(&args.work_dir, args.disk_reserve_mib));
     findings.push(memory(args));
     findings.push(listener(args));
-    findings.push(cgroup_controllers());
+    findings.extend(cgroups(args.cgroup));
     findings.extend(limits());
     findings
 }
@@ -183,25 +183,34 @@ fn listener(args: &ServerArgs) -> Finding {
     }
 }
 
-fn cgroup_controllers() -> Finding {
-    let found = match cgroups() {
-        Ok(found) => found,
-        Err(error) => return Finding::warning("cgroups", error.to_string(), "mount /proc"),
-    };
-    let has = |name: &&str| found.v1_controllers.iter().chain(&found.v2_controllers).any(|had| had == name);
-    let missing: Vec<_> = ["memory", "cpu", "pids"].into_iter().filter(|name| !has(name)).collect();
-    let text = format!("v2: {}; v1: {}", list(&found.v2_controllers), list(&found.v1_controllers));
-    if missing.is_empty() {
-        Finding::ok("cgroups", text)
-    } else {
-        let advice =
-            format!("mount the controllers {}; without them sandboxes cannot be limited", missing.join(", "));
-        Finding::warning("cgroups", text, advice)
+/// Sets up a tree of groups as a server would, and removes it.
+fn cgroups(setting: CgroupSetting) -> Vec<Finding> {
+    if setting == CgroupSetting::Off {
+        return vec![Finding::ok("cgroups", "not used, as MANTA_CGROUP=off says")];
     }
-}
-
-fn list(names: &[String]) -> String {
-    if names.is_empty() { "none".to_owned() } else { names.join(" ") }
+    let tree = Cgroups::set_up(&format!("manta-doctor-{}", std::process::id()), 100);
+    let mut findings: Vec<Finding> = tree
+        .missing()
+        .iter()
+        .map(|missing| {
+            let (what, advice) = missing.rsplit_once("; ").unwrap_or((missing, ""));
+            match setting {
+                CgroupSetting::Required => Finding::error("cgroups", what, advice),
+                _ => Finding::warning("cgroups", what, advice),
+            }
+        })
+        .collect();
+    if findings.is_empty() {
+        let dirs = tree.dirs();
+        let parents = dirs.iter().filter_map(|dir| dir.parent());
+        let parents: Vec<_> = parents.map(|dir| dir.display().to_string()).collect();
+        let text = format!("VMMs' memory, processors and processes are limited, in {}", parents.join(", "));
+        findings.push(Finding::ok("cgroups", text));
+    }
+    if let Err(error) = tree.tear_down() {
+        findings.push(Finding::warning("cgroups", chain(&error), "remove it with rmdir"));
+    }
+    findings
 }
 
 fn limits() -> Vec<Finding> {

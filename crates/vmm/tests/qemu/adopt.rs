@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use manta_host::{Credentials, Process, ProcessId};
-use manta_vmm::{Accelerator, MicroVm, Origin, SnapshotFiles, Survivor, VmSpec, Vmm, VmmError, qemu};
+use manta_vmm::{
+    Accelerator, DiskLimits, MicroVm, Origin, SnapshotFiles, Survivor, VmSpec, Vmm, VmmError, qemu,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
@@ -153,7 +155,8 @@ fn vmm() -> Arc<dyn Vmm> {
 fn spec(mem_mib: u32) -> VmSpec {
     let [kernel, initramfs, rootfs, disk] = ["kernel", "initramfs", "rootfs", "disk"].map(PathBuf::from);
     let mac = [0x06, 0, 0, 0, 0, 2];
-    VmSpec { kernel, initramfs, rootfs, disk, vcpus: 1, mem_mib, mac, vsock_port: 5252 }
+    let disk_limits = DiskLimits::default();
+    VmSpec { kernel, initramfs, rootfs, disk, disk_limits, vcpus: 1, mem_mib, mac, vsock_port: 5252 }
 }
 
 async fn command(qmp: &mut tokio::io::BufReader<UnixStream>, command: &Value) -> Value {

@@ -1,0 +1,135 @@
+//! What VMMs are kept in: limits on what they use.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::harness::{Host, Server, eventually, scaled};
+
+/// The directories of the cgroups that a process is in and that bear a sandbox's name.
+fn groups(pid: u32, id: &str) -> Vec<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("its cgroups");
+    text.lines()
+        .filter(|line| line.ends_with(&format!("/{id}")))
+        .map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (controllers, group) = (fields.next().expect("controllers"), fields.next().expect("a group"));
+            let below = if controllers.is_empty() { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/HIERARCHY" };
+            PathBuf::from(format!("{}{group}", below.replace("HIERARCHY", controllers)))
+        })
+        .collect()
+}
+
+/// The first of these files that one of the groups has.
+fn file(groups: &[PathBuf], names: [&str; 2]) -> Option<PathBuf> {
+    groups.iter().flat_map(|group| names.map(|name| group.join(name))).find(|path| path.exists())
+}
+
+fn only_vmm(server: &Server) -> u32 {
+    let vmms = server.vmms();
+    assert_eq!(vmms.len(), 1, "{vmms:?}");
+    vmms[0]
+}
+
+fn lacks_cgroups(server: &Server) -> bool {
+    let health: Value = server.get("/healthz");
+    let degraded = health["degraded"].to_string();
+    let lacks = degraded.contains("limit on VMMs'");
+    if lacks {
+        println!("skipped: {degraded}");
+        assert!(std::env::var_os("MANTA_TEST_REQUIRE_CGROUPS").is_none(), "{degraded}");
+    }
+    lacks
+}
+
+#[test]
+fn a_vmm_is_in_a_cgroup_of_its_own_with_limits_and_nothing_of_it_stays() {
+    let _host = Host::enter();
+    let mut server = Server::with(&[("MANTA_CPU_MAX", "1.5"), ("MANTA_MEM_MIB", "256")]);
+    if lacks_cgroups(&server) {
+        return;
+    }
+    let id = server.create();
+    let groups = groups(only_vmm(&server), &id);
+    let read = |names| fs::read_to_string(file(&groups, names).expect("a file")).expect("a limit");
+    let memory: u64 = read(["memory.limit_in_bytes", "memory.max"]).trim().parse().expect("a number");
+    // The guest's, and 192 MiB, and one in 32.
+    assert_eq!(memory >> 20, 256 + 192 + 8);
+    assert!(["150000", "150000 100000"].contains(&read(["cpu.cfs_quota_us", "cpu.max"]).trim()));
+    assert_eq!(read(["pids.max", "pids.max"]).trim(), "129");
+    server.destroy(&id).ok();
+    assert!(groups.iter().all(|group| !group.exists()), "left: {groups:?}");
+    server.stop();
+    let trees: Vec<_> = groups.iter().filter_map(|group| group.parent()).collect();
+    assert!(trees.iter().all(|tree| !tree.exists()), "left: {trees:?}");
+}
+
+#[test]
+fn a_vmm_killed_for_its_memory_is_known_for_it_and_takes_nobody_along() {
+    let _host = Host::enter();
+    let server = Server::start();
+    if lacks_cgroups(&server) {
+        return;
+    }
+    let id = server.create();
+    let groups = groups(only_vmm(&server), &id);
+    let other = server.create();
+    // Less than it may take by itself: a stand-in for a VMM that was taken over.
+    if let Some(both) = file(&groups, ["memory.memsw.limit_in_bytes", "memory.swap.max"])
+        && both.ends_with("memory.memsw.limit_in_bytes")
+    {
+        lower(&both, &file(&groups, ["memory.limit_in_bytes", "memory.max"]).expect("a limit"));
+    } else {
+        let limit = file(&groups, ["memory.limit_in_bytes", "memory.max"]).expect("a limit");
+        fs::write(limit, (48 << 20).to_string()).expect("lower the limit");
+    }
+    let cmd = "python3 -c 'x = b\"1\" * (150 << 20)'";
+    let _asked = server.begin("/exec", &serde_json::json!({"sandbox_id": id, "cmd": cmd}));
+    eventually("the sandbox fails", scaled(60), || {
+        server.info(&id).is_some_and(|info| info["state"] == "failed")
+    });
+    let reason = server.info(&id).expect("it is listed")["reason"].to_string();
+    assert!(reason.contains("more than its 456 MiB of memory"), "{reason}");
+    assert!(groups.iter().all(|group| !group.exists()), "left: {groups:?}");
+    assert_eq!(server.stdout(&other, "echo fine"), "fine");
+}
+
+/// Of version 1: first the limit of memory, which must not exceed that of memory and swap.
+fn lower(both: &Path, memory: &Path) {
+    for path in [memory, both] {
+        fs::write(path, (48 << 20).to_string()).expect("lower the limit");
+    }
+}
+
+#[test]
+fn what_a_killed_server_left_in_cgroups_is_swept() {
+    let _host = Host::enter();
+    let server = Server::start();
+    if lacks_cgroups(&server) {
+        return;
+    }
+    let id = server.create();
+    let groups = groups(only_vmm(&server), &id);
+    assert!(!groups.is_empty());
+    let dir = server.kill();
+    // As if the VMM had died meanwhile, or not: either way.
+    let server = Server::in_dir(dir, &[]);
+    if server.info(&id).is_some() {
+        server.destroy(&id).ok();
+    }
+    assert!(groups.iter().all(|group| !group.exists()), "left: {groups:?}");
+}
+
+#[test]
+fn limits_can_be_demanded_or_done_without() {
+    let _host = Host::enter();
+    match Server::try_with(&[("MANTA_CGROUP", "required"), ("MANTA_ENABLE_SNAPSHOTS", "0")]) {
+        Ok(server) => assert!(!lacks_cgroups(&server)),
+        Err(log) => assert!(log.contains("MANTA_CGROUP=required") && log.contains("no limit on"), "{log}"),
+    }
+    let server = Server::with(&[("MANTA_CGROUP", "off")]);
+    assert!(!server.get("/healthz")["degraded"].to_string().contains("limit on VMMs'"));
+    let id = server.create();
+    assert_eq!(groups(only_vmm(&server), &id), Vec::<PathBuf>::new());
+}
