@@ -56,6 +56,9 @@ mod tests {
     use super::*;
 
     proptest! {
+        // Of up to 280 KB each.
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
         #[test]
         fn any_bytes_hold_it(input in prop::collection::vec(prop_oneof![1 => Just(0_u8), 8 => any::<u8>()], 0..3000)) {
             frames(&input);
