@@ -195,11 +195,6 @@ impl Server {
         listed["sandboxes"].as_array().expect("a list").iter().find(|info| info["id"] == id).cloned()
     }
 
-    /// The server's process id.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Sends a signal to the server.
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")).expect("a pid");
