@@ -1,15 +1,19 @@
 //! What every microVM is made from: the artifacts as given, and two files the server makes of its own.
-//! VMMs get descriptors, not paths, so only the files' own permissions count.
+//! VMMs get descriptors or links, not paths, so only the files' own permissions count. Links need the files on the
+//! file system of the work directory, so clones of the artifacts are kept there. (A link to an artifact itself would
+//! change it, as far as `ctime` tells, for who looks whether it has changed.)
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata, Permissions};
+use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use manta_host::disk::ensure_empty_ext4;
+use manta_host::disk::{CloneMode, clone_file, ensure_empty_ext4};
 use manta_host::net::GUEST;
 use manta_vmm::VmSpec;
+use tracing::info;
 
 use crate::config::EngineConfig;
 use crate::dirs::make_dir;
@@ -21,6 +25,8 @@ pub(crate) struct Pinned {
     /// As configured.
     pub(crate) path: PathBuf,
     pub(crate) file: Arc<File>,
+    /// The same content in the work directory, if VMMs need it there.
+    kept: Option<PathBuf>,
 }
 
 impl Pinned {
@@ -28,12 +34,51 @@ impl Pinned {
         check(path)?;
         let file = File::open(path)
             .map_err(|error| StartError::Artifact { path: path.to_owned(), reason: error.to_string() })?;
-        Ok(Self { path: path.to_owned(), file: Arc::new(file) })
+        Ok(Self { path: path.to_owned(), file: Arc::new(file), kept: None })
     }
 
     /// By which this process opens it again.
     fn by_descriptor(&self) -> PathBuf {
         by_descriptor(&self.file)
+    }
+
+    /// What VMMs are given.
+    fn for_vmms(&self) -> PathBuf {
+        self.kept.clone().unwrap_or_else(|| self.by_descriptor())
+    }
+
+    /// Keeps a clone in `dir`, under a name that no other content has; blocks for as long as it takes to copy it,
+    /// where it cannot be cloned and is not there from an earlier start. A block device stays where it is.
+    fn keep(&mut self, dir: &Path, name: &str) -> Result<(), StartError> {
+        let made = self.file.metadata().map_err(|error| error.to_string()).and_then(|found| {
+            if found.is_file() { self.clone_once(dir, name, &found).map(Some) } else { Ok(None) }
+        });
+        let unusable = |reason| StartError::Artifact { path: self.path.clone(), reason };
+        self.kept = made.map_err(unusable)?;
+        Ok(())
+    }
+
+    fn clone_once(&self, dir: &Path, name: &str, found: &Metadata) -> Result<PathBuf, String> {
+        let (mtime, mtime_ns) = (found.mtime(), found.mtime_nsec());
+        let (ctime, ctime_ns) = (found.ctime(), found.ctime_nsec());
+        let (dev, ino) = (found.dev(), found.ino());
+        let kept = dir.join(format!("{name}-{dev:x}-{ino:x}-{mtime}.{mtime_ns}-{ctime}.{ctime_ns}"));
+        if fs::symlink_metadata(&kept).is_ok_and(|kept| kept.is_file() && kept.len() == found.len()) {
+            return Ok(kept);
+        }
+        info!(artifact = %self.path.display(), "cloning into the work directory, for microVMs");
+        let unfinished = dir.join(format!("{name}.unfinished"));
+        let clone = || -> Result<(), Box<dyn std::error::Error>> {
+            remove_file(&unfinished)?;
+            clone_file(&self.by_descriptor(), &unfinished, CloneMode::Auto)?;
+            let clone = File::open(&unfinished)?;
+            clone.set_permissions(Permissions::from_mode(0o444))?;
+            // The content before the name: after a power cut there is a whole file or none.
+            clone.sync_all()?;
+            Ok(fs::rename(&unfinished, &kept)?)
+        };
+        clone().map_err(|error| format!("cannot clone it into {}: {}", dir.display(), chain(&*error)))?;
+        Ok(kept)
     }
 }
 
@@ -57,7 +102,7 @@ impl Artifacts {
     /// Checks what is given, makes the rest below `config.work_dir`, and removes what an earlier start made there
     /// and this one does not use.
     pub(crate) fn prepare(config: &EngineConfig) -> Result<Self, StartError> {
-        let (kernel, rootfs) = (Pinned::open(&config.kernel)?, Pinned::open(&config.rootfs)?);
+        let (mut kernel, mut rootfs) = (Pinned::open(&config.kernel)?, Pinned::open(&config.rootfs)?);
         let agent = Pinned::open(&config.agent)?;
         let dir = config.work_dir.join("artifacts");
         make_dir(&dir)?;
@@ -67,16 +112,21 @@ impl Artifacts {
         let empty_disk = dir.join(format!("empty-{}.ext4", config.disk_mib));
         ensure_empty_ext4(&empty_disk, u64::from(config.disk_mib))
             .map_err(StartError::host("make the empty disk that guests' disks are cloned from"))?;
-        remove_others(&dir, &[&initramfs, &empty_disk]);
+        if config.vmm.needs_links() {
+            kernel.keep(&dir, "kernel")?;
+            rootfs.keep(&dir, "rootfs")?;
+        }
+        let kept = [&kernel, &rootfs].into_iter().filter_map(|pinned| pinned.kept.as_ref());
+        remove_others(&dir, &[&initramfs, &empty_disk].into_iter().chain(kept).collect::<Vec<_>>());
         Ok(Self { kernel, rootfs, agent, initramfs, empty_disk })
     }
 
     /// The machine every sandbox is, with `disk` as its own.
     pub(crate) fn spec(&self, config: &EngineConfig, disk: PathBuf) -> VmSpec {
         VmSpec {
-            kernel: self.kernel.by_descriptor(),
+            kernel: self.kernel.for_vmms(),
             initramfs: self.initramfs.clone(),
-            rootfs: self.rootfs.by_descriptor(),
+            rootfs: self.rootfs.for_vmms(),
             disk,
             vcpus: config.vcpus,
             mem_mib: config.mem_mib,
@@ -101,6 +151,14 @@ fn check(path: &Path) -> Result<(), StartError> {
         ));
     }
     Ok(())
+}
+
+/// One that is not there is fine.
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Best effort: what stays only takes room.

@@ -1,4 +1,5 @@
-//! Whom VMMs run as: a user of its own for each slot, root only where a device leaves no choice.
+//! Whom VMMs run as: a user of its own for each slot, root only where a device leaves no choice. In a jail there is
+//! always a choice: the jailer makes the devices for that user.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -15,6 +16,8 @@ const UID_BASE: u32 = 0x7000_0000;
 pub(crate) struct Confinement {
     /// Groups that give access to the devices the VMM opens itself.
     groups: Vec<u32>,
+    /// Why VMMs see the host's file system, when they do.
+    pub(crate) no_jail_because: Option<String>,
     /// Why VMMs have to stay root, when they have.
     pub(crate) root_because: Option<String>,
 }
@@ -22,6 +25,14 @@ pub(crate) struct Confinement {
 impl Confinement {
     /// Looks at the devices that `vmm` opens: whether an ordinary user in the right group may.
     pub(crate) fn for_vmm(vmm: &VmmInfo) -> Self {
+        if vmm.jailer.is_some() {
+            return Self { groups: Vec::new(), no_jail_because: None, root_because: None };
+        }
+        let no_jail_because = (vmm.kind == VmmKind::Firecracker).then(|| {
+            "MANTA_JAILER=0: Firecracker runs without its jailer, and one that its guest has taken over sees the \
+             host's file system, as far as its user may"
+                .to_owned()
+        });
         let mut devices = Vec::new();
         if vmm.accelerator == manta_vmm::Accelerator::Kvm {
             devices.push("/dev/kvm");
@@ -40,11 +51,11 @@ impl Confinement {
                          to a group, to confine it",
                         vmm.kind
                     );
-                    return Self { groups: Vec::new(), root_because: Some(reason) };
+                    return Self { groups: Vec::new(), no_jail_because, root_because: Some(reason) };
                 }
             }
         }
-        Self { groups, root_because: None }
+        Self { groups, no_jail_because, root_because: None }
     }
 
     /// User and group for the VMM in slot `index`.

@@ -26,7 +26,7 @@ use rustix::process::{
 use crate::netns::NetNs;
 use id::Stat;
 
-pub use confinement::{Confinement, Rlimits};
+pub use confinement::{Capabilities, Confinement, Rlimits};
 pub use ended::Ended;
 pub use id::ProcessId;
 pub use stray::{Stray, processes_in};
@@ -218,6 +218,7 @@ impl Process {
             unused: &unused(&numbers),
             cgroup: spawn.confinement.cgroup,
             rlimits: &spawn.confinement.rlimits.values(),
+            bounding_set: spawn.confinement.capabilities.bounding_set(spawn.credentials.uid),
         };
         let spawning = SPAWNING.write().unwrap_or_else(PoisonError::into_inner);
         let spawned = sys::spawn(&child);

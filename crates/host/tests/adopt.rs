@@ -36,6 +36,7 @@ fn start(script: &str, netns: Option<&NetNs>) -> Process {
         netns,
         credentials: &Credentials { uid: 0, gid: 0, groups: Vec::new() },
         fds: Vec::new(),
+        confinement: manta_host::process::Confinement::default(),
     })
     .unwrap()
 }

@@ -55,6 +55,13 @@ pub struct ServerArgs {
         default_value = "firecracker"
     )]
     pub firecracker_bin: PathBuf,
+    /// Run Firecracker under its jailer; 0: it sees the host's file system, as far as its user may, and is root where
+    /// only root may open /dev/kvm
+    #[arg(long, env = "MANTA_JAILER", value_name = "MANTA_JAILER", default_value = "1", value_parser = switch, action = ArgAction::Set)]
+    pub jailer: bool,
+    /// Firecracker's jailer, of the same version; default: the program jailer beside Firecracker's, else in PATH
+    #[arg(long, env = "MANTA_JAILER_BIN", value_name = "MANTA_JAILER_BIN")]
+    pub jailer_bin: Option<PathBuf>,
     /// QEMU program, version 8.2 or later
     #[arg(long, env = "MANTA_QEMU_BIN", value_name = "MANTA_QEMU_BIN", default_value = "qemu-system-x86_64")]
     pub qemu_bin: PathBuf,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use manta_engine::{CgroupMode, Engine, EngineConfig, ShutdownReport, StartError, VMM_OVERHEAD_MIB};
 use manta_host::disk::CloneMode;
 use manta_host::{facts, net};
-use manta_vmm::{VmmChoice, VmmError};
+use manta_vmm::{JailerChoice, VmmChoice, VmmError};
 use metrics_exporter_prometheus::BuildError;
 use sd_notify::NotifyState;
 use thiserror::Error;
@@ -165,13 +165,22 @@ fn finished(report: ShutdownReport) -> Result<(), ServerError> {
     if report.problems.is_empty() { Ok(()) } else { Err(ServerError::Left(report.problems.join("; "))) }
 }
 
+/// The jailer wished for.
+pub(crate) fn jailer(args: &ServerArgs) -> JailerChoice {
+    match &args.jailer_bin {
+        _ if !args.jailer => JailerChoice::Off,
+        Some(program) => JailerChoice::At(program.clone()),
+        None => JailerChoice::Find,
+    }
+}
+
 /// Settings as the engine takes them, and why this VMM was chosen. Blocking: probes KVM.
 fn engine_config(args: &ServerArgs) -> Result<(EngineConfig, String), ServerError> {
     let wish: VmmChoice =
         args.vmm.parse().map_err(|error| ServerError::Setting(format!("MANTA_VMM: {error}")))?;
     let probe = manta_vmm::probe::probe_kvm();
-    let choice =
-        manta_vmm::choose(wish, &args.firecracker_bin, &args.qemu_bin, &probe).map_err(ServerError::Vmm)?;
+    let choice = manta_vmm::choose(wish, &args.firecracker_bin, &jailer(args), &args.qemu_bin, &probe);
+    let choice = choice.map_err(ServerError::Vmm)?;
     info!(vmm = %choice.vmm.info().kind, reason = choice.reason, "VMM chosen");
     let egress = egress(&args.host_iface)?;
     if args.exec_timeout > args.exec_timeout_max {

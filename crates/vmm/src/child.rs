@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use manta_host::process::{Confinement, Rlimits};
+use manta_host::process::{Capabilities, Confinement, Rlimits};
 use manta_host::{CgroupEntry, Credentials, NetNs, Process, ProcessId, Spawn};
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
@@ -31,6 +31,7 @@ pub(crate) struct Command {
     pub(crate) fds: Vec<(OwnedFd, RawFd)>,
     pub(crate) cgroup: Option<CgroupEntry>,
     pub(crate) rlimits: Rlimits,
+    pub(crate) capabilities: Capabilities,
 }
 
 #[derive(Debug)]
@@ -49,7 +50,11 @@ impl Child {
                 netns: Some(&command.netns),
                 credentials: &command.credentials,
                 fds: command.fds,
-                confinement: Confinement { cgroup: command.cgroup.as_ref(), rlimits: command.rlimits },
+                confinement: Confinement {
+                    cgroup: command.cgroup.as_ref(),
+                    rlimits: command.rlimits,
+                    capabilities: command.capabilities,
+                },
             })
         });
         let process = match spawned.await {

@@ -1,8 +1,8 @@
 //! A VM's directory, by descriptor: opens the VM's files and makes and connects Unix sockets in it.
 //!
 //! A Unix socket's path may have 107 bytes (`unix(7)`), a work directory more; so sockets are addressed through
-//! `/proc/self/fd`. A directory or image may also lie where the VMM's user may not search; so images are opened
-//! here and passed on as descriptors.
+//! `/proc/self/fd`. A directory or image may also lie where the VMM's user may not search; so QEMU's images are
+//! opened here and passed on as descriptors.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -100,8 +100,7 @@ impl VmDir {
     }
 }
 
-/// The descriptors under which a VMM process finds the VM's files. Fixed, since a snapshot remembers the paths
-/// of disks.
+/// The descriptors under which QEMU finds the VM's files. Fixed, since a snapshot remembers the paths of disks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Image {
     Kernel = 10,
@@ -140,7 +139,7 @@ impl Image {
     }
 }
 
-fn open_image(what: &'static str, path: &Path, access: OFlags) -> Result<OwnedFd, VmmError> {
+pub(crate) fn open_image(what: &'static str, path: &Path, access: OFlags) -> Result<OwnedFd, VmmError> {
     open(path, access | OFlags::CLOEXEC, Mode::empty()).map_err(|source| VmmError::Open {
         what,
         path: path.to_owned(),
@@ -151,6 +150,8 @@ fn open_image(what: &'static str, path: &Path, access: OFlags) -> Result<OwnedFd
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
+
+    use rustix::net::{Shutdown, shutdown};
 
     use super::*;
 
@@ -167,7 +168,8 @@ mod tests {
 
         symlink("../other/socket", vm.path().join("link")).unwrap();
         std::fs::write(vm.path().join("file"), "").unwrap();
-        drop(vm.listen("ended", None).unwrap());
+        // Not only closed: a child of another test may still have a copy, on its way to exec.
+        shutdown(vm.listen("ended", None).unwrap(), Shutdown::Both).unwrap();
         for (name, kind) in [
             ("link", io::ErrorKind::InvalidData),
             ("file", io::ErrorKind::InvalidData),

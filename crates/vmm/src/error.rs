@@ -59,6 +59,61 @@ pub enum VmmError {
         /// What the probe found.
         reason: String,
     },
+    /// Firecracker is there, its jailer is not.
+    #[error(
+        "{firecracker} is not to run without its jailer, a program of the same release; put it beside Firecracker, \
+         name it in MANTA_JAILER_BIN, or do without by MANTA_JAILER=0"
+    )]
+    Jailer {
+        /// The Firecracker.
+        firecracker: PathBuf,
+        /// What is wrong with the jailer.
+        #[source]
+        source: Box<VmmError>,
+    },
+    /// The jailer is of another release than Firecracker.
+    #[error(
+        "the jailer {jailer} is of version {version}, Firecracker of {firecracker}: they belong together"
+    )]
+    JailerVersion {
+        /// The jailer.
+        jailer: PathBuf,
+        /// Its version.
+        version: String,
+        /// Firecracker's.
+        firecracker: String,
+    },
+    /// No jail can be there.
+    #[error(
+        "{dir} is on a file system mounted with {option}, and a jail needs device nodes and a program in it; put \
+         MANTA_WORK_DIR elsewhere, or mount it without"
+    )]
+    JailMount {
+        /// Where VMs were to be.
+        dir: PathBuf,
+        /// The mount option.
+        option: &'static str,
+    },
+    /// The VM's directory could not be made its jail.
+    #[error("cannot make a jail of {dir}")]
+    Jail {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of the VM could not be put into its directory.
+    #[error("cannot put a link to the {what} {path} into the VM's directory")]
+    Link {
+        /// Kernel, initramfs, rootfs, disk, state or memory of a snapshot, or the links' directory.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Errno,
+    },
     /// A file of the VM could not be opened.
     #[error("cannot open the {what} {path}")]
     Open {

@@ -28,7 +28,7 @@ mod vmm;
 pub use choose::{Choice, VmmChoice, choose};
 pub use disk_limits::DiskLimits;
 pub use error::VmmError;
-pub use firecracker::{ApiError, firecracker};
+pub use firecracker::{ApiError, JailerChoice, firecracker};
 pub use initramfs::write_initramfs;
 pub use probe::{KvmProbe, KvmVerdict, probe_kvm};
 pub use qemu::{QmpError, qemu};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -46,6 +46,8 @@ pub struct VmmInfo {
     pub version: String,
     /// How it runs guests here.
     pub accelerator: Accelerator,
+    /// The program that puts its processes into jails of their own, if one does: Firecracker's jailer.
+    pub jailer: Option<PathBuf>,
 }
 
 /// The machine to run.
@@ -83,7 +85,7 @@ pub enum Origin {
 }
 
 /// Files that hold a paused VM. Written once, by [`MicroVm::snapshot`]; never changed after that, since clones
-/// map them. VMMs get descriptors, so only the files' own permissions count: they must be readable for others,
+/// map them. VMMs get descriptors or links, so only the files' own permissions count: they must be readable for others,
 /// in a directory that others cannot search.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotFiles {
@@ -151,6 +153,16 @@ pub trait Vmm: Send + Sync + fmt::Debug {
     /// The machine as this VMM makes it, with everything of it that a snapshot depends on and nothing that
     /// differs from VM to VM: two machines of the same description are alike.
     fn machine(&self, spec: &VmSpec) -> String;
+
+    /// Whether the files of `VmSpec` and `Origin` must be on the file system of the VM's directory, for hard links
+    /// to be made of them; block devices can be anywhere.
+    fn needs_links(&self) -> bool;
+
+    /// Whether VMs can run in directories below `dir`.
+    ///
+    /// # Errors
+    /// When its file system is mounted in a way that does not let them.
+    fn check_dir(&self, dir: &Path) -> Result<(), VmmError>;
 
     /// Whether [`MicroVm::rest`] makes its VMs stand still.
     fn can_rest(&self) -> bool;

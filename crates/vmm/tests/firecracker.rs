@@ -22,7 +22,7 @@ use fake_firecracker::{
     program_of_version,
 };
 use ground::Ground;
-use manta_vmm::{ApiError, MicroVm, Origin, SnapshotFiles, VmmError, firecracker};
+use manta_vmm::{ApiError, JailerChoice, MicroVm, Origin, SnapshotFiles, VmmError, firecracker};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -41,7 +41,7 @@ async fn spawn(ground: &Ground, program: &Path) -> Result<Box<dyn MicroVm>, VmmE
 async fn spawn_from(ground: &Ground, program: &Path, origin: &Origin) -> Result<Box<dyn MicroVm>, VmmError> {
     let kernel = ground.file("vmlinux", b"kernel");
     let initramfs = ground.file("initramfs", b"initramfs");
-    let vmm = firecracker(program).unwrap();
+    let vmm = firecracker(program, &JailerChoice::Off).unwrap();
     within(vmm.spawn(ground.place(), &ground.spec(&kernel, &initramfs), origin)).await
 }
 
@@ -65,7 +65,7 @@ async fn the_vm_is_described_and_started_and_the_agent_calls() {
         "/actions",
     ];
     assert_eq!(paths, expected);
-    assert!(vm.console().await.contains("fake firecracker --api-sock api.sock --id vm"));
+    assert!(vm.console().await.contains("fake firecracker --id vm --api-sock api.sock"));
 
     // A waiting caller that gives up takes nothing with it.
     assert!(timeout(Duration::ZERO, vm.connect_agent()).await.is_err());
@@ -408,7 +408,7 @@ async fn death_on_waking_is_reported_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn machines_differ_by_what_the_guest_sees() {
     let ground = Ground::new();
-    let vmm = firecracker(&program(&ground)).unwrap();
+    let vmm = firecracker(&program(&ground), &JailerChoice::Off).unwrap();
     let spec = ground.spec(Path::new("a/vmlinux"), Path::new("a/initramfs"));
     let mut other = ground.spec(Path::new("b/vmlinux"), Path::new("b/initramfs"));
     other.disk = "other".into();

@@ -16,10 +16,8 @@ echo lab > /proc/sys/kernel/hostname
 modprobe -a virtio_console virtio_net kvm-amd tun veth loop xfs \
   nf_tables nft_chain_nat nft_masq nft_ct nft_fib_inet nft_limit nft_reject_inet
 
-# What udev would do: these names, and devices that a VMM without privileges can open.
-getent group kvm > /dev/null || groupadd --system kvm
-chgrp kvm /dev/kvm && chmod 660 /dev/kvm
-chmod 666 /dev/net/tun
+# What udev would do: these names. Not that others than root may open /dev/kvm and /dev/net/tun: jails do without.
+chmod 600 /dev/kvm /dev/net/tun
 for disk in /sys/block/vd*; do declare "disk_$(cat "$disk/serial")=/dev/${disk##*/}"; done
 for port in /sys/class/virtio-ports/*; do declare "port_$(cat "$port/name")=/dev/${port##*/}"; done
 

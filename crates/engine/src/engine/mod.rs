@@ -85,6 +85,10 @@ impl Engine {
             WorkDirLock::acquire(&config.work_dir).map_err(StartError::host("lock the work directory"))?;
         let server_lock = ServerLock::acquire()
             .map_err(StartError::host("be the only server in this network namespace"))?;
+        config
+            .vmm
+            .check_dir(&config.work_dir)
+            .map_err(StartError::host("run microVMs in the work directory"))?;
         if config.clone_mode == CloneMode::ReflinkRequired {
             let can = reflink_supported(&config.work_dir)
                 .map_err(StartError::host("find out whether the work directory can clone files"))?;
@@ -120,6 +124,7 @@ impl Engine {
                     .to_owned(),
             );
         }
+        degraded.extend(confinement.no_jail_because.clone());
         degraded.extend(confinement.root_because.clone());
         degraded.extend_from_slice(vmm_limits.cgroups().missing());
         degraded.iter().for_each(|what| warn!("degraded: {what}"));

@@ -9,6 +9,29 @@ pub struct Confinement<'a> {
     pub cgroup: Option<&'a CgroupEntry>,
     /// Limits on itself. For all that is not given here the caller's hold; no core is ever dumped.
     pub rlimits: Rlimits,
+    /// What it may ever have of root's capabilities.
+    pub capabilities: Capabilities,
+}
+
+/// Capabilities that a process, or what it becomes, can have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Capabilities {
+    /// All for root, none for others.
+    #[default]
+    OfUser,
+    /// For root these (numbers of `linux/capability.h`), none for others.
+    Among(&'static [u32]),
+}
+
+impl Capabilities {
+    /// All that the bounding set of a process of this user keeps, unless it keeps everything.
+    pub(super) fn bounding_set(self, uid: u32) -> Option<&'static [u32]> {
+        match self {
+            _ if uid != 0 => Some(&[]),
+            Self::OfUser => None,
+            Self::Among(kept) => Some(kept),
+        }
+    }
 }
 
 /// Limits of one process (`setrlimit(2)`), both the soft and the hard one.

@@ -41,6 +41,8 @@ pub(super) struct Child<'a> {
     pub(super) unused: &'a [(RawFd, RawFd)],
     pub(super) cgroup: Option<&'a CgroupEntry>,
     pub(super) rlimits: &'a [(libc::__rlimit_resource_t, u64)],
+    /// The capabilities its bounding set is reduced to, if it is.
+    pub(super) bounding_set: Option<&'static [u32]>,
 }
 
 /// How far a child came.
@@ -244,8 +246,8 @@ fn become_program(
             let limit = libc::rlimit { rlim_cur: *limit, rlim_max: *limit };
             check(SpawnStep::Limits, libc::setrlimit(*resource, &limit))?;
         }
-        if *uid != 0 {
-            drop_bounding_set()?;
+        if let Some(kept) = child.bounding_set {
+            reduce_bounding_set(kept)?;
         }
         check(SpawnStep::Privileges, libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         let set = libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr());
@@ -265,9 +267,9 @@ fn become_program(
     Err((SpawnStep::Exec, last_errno()))
 }
 
-/// Takes from this process, and whatever it becomes, the means to ever have a capability again.
-fn drop_bounding_set() -> Result<(), (SpawnStep, Errno)> {
-    for capability in 0..64 {
+/// Takes from this process, and whatever it becomes, the means to ever have a capability that is not among `kept`.
+fn reduce_bounding_set(kept: &[u32]) -> Result<(), (SpawnStep, Errno)> {
+    for capability in (0..64).filter(|capability| !kept.contains(capability)) {
         // SAFETY: takes numbers only.
         if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } < 0 {
             // The first that this kernel does not know.

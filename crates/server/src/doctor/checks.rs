@@ -8,7 +8,7 @@ use manta_host::mounts::filesystem_of;
 use manta_host::net::{HostNetwork, NetSlot, detect_egress, interface_exists};
 use manta_host::{Cgroups, NetNs, disk, facts};
 
-use super::{Finding, chain};
+use super::{Finding, chain, existing};
 use crate::args::{CgroupSetting, ListenAddr, ServerArgs};
 use crate::listeners::{in_clear, tls};
 use crate::run::{is_root, max_memory_mib, sandbox_mib};
@@ -112,8 +112,7 @@ fn artifacts(args: &ServerArgs) -> Vec<Finding> {
 }
 
 fn work_dir(path: &Path, reserve_mib: u64) -> Vec<Finding> {
-    // It may not exist yet: what counts is where it will be.
-    let Some(existing) = path.ancestors().find(|dir| dir.is_dir()) else {
+    let Some(existing) = existing(path) else {
         return vec![Finding::error(
             "work dir",
             format!("{} has no parent", path.display()),

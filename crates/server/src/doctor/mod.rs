@@ -5,6 +5,7 @@ mod checks;
 mod vmms;
 
 use std::io;
+use std::path::Path;
 
 use clap::Args;
 use serde::Serialize;
@@ -107,6 +108,11 @@ fn print(out: &mut impl io::Write, report: &Report) -> io::Result<()> {
         (Some(vmm), Level::Warning) => writeln!(out, "\nThe server works, on {vmm}; see the warnings."),
         _ => writeln!(out, "\nThe server cannot work here until the errors are mended."),
     }
+}
+
+/// Where the work directory is or will be: it may not exist yet.
+fn existing(work_dir: &Path) -> Option<&Path> {
+    work_dir.ancestors().find(|dir| dir.is_dir())
 }
 
 /// An error and its causes, on one line.

@@ -1,9 +1,12 @@
 //! KVM and the programs that run microVMs.
 
-use manta_vmm::{Accelerator, KvmProbe, KvmVerdict, VmmChoice, choose};
+use std::path::Path;
 
-use super::{Finding, chain};
+use manta_vmm::{Accelerator, KvmProbe, KvmVerdict, Vmm, VmmChoice, VmmError, choose};
+
+use super::{Finding, chain, existing};
 use crate::args::ServerArgs;
+use crate::run::jailer;
 
 /// The VMM the server would choose, and how that came.
 pub(super) fn check(args: &ServerArgs, kvm: &KvmProbe) -> (Option<String>, Vec<Finding>) {
@@ -17,8 +20,15 @@ pub(super) fn check(args: &ServerArgs, kvm: &KvmProbe) -> (Option<String>, Vec<F
         ),
     }];
     let usable = kvm.verdict == KvmVerdict::Usable;
-    findings.push(match manta_vmm::firecracker(&args.firecracker_bin) {
-        Ok(vmm) => Finding::ok("firecracker", &vmm.info().version),
+    let jailer = jailer(args);
+    findings.push(match manta_vmm::firecracker(&args.firecracker_bin, &jailer) {
+        Ok(vmm) => firecracker(&*vmm, &args.work_dir, usable),
+        Err(error @ (VmmError::Jailer { .. } | VmmError::JailerVersion { .. })) if usable => Finding::error(
+            "firecracker",
+            chain(&error),
+            "install firecracker and jailer of one release side by side; MANTA_JAILER_BIN names a jailer elsewhere, \
+             MANTA_JAILER=0 does without",
+        ),
         Err(error) if usable => Finding::warning(
             "firecracker",
             chain(&error),
@@ -38,7 +48,7 @@ pub(super) fn check(args: &ServerArgs, kvm: &KvmProbe) -> (Option<String>, Vec<F
         ),
     });
     let choice = args.vmm.parse::<VmmChoice>().map_err(|error| error.to_string()).and_then(|wish| {
-        choose(wish, &args.firecracker_bin, &args.qemu_bin, kvm).map_err(|error| chain(&error))
+        choose(wish, &args.firecracker_bin, &jailer, &args.qemu_bin, kvm).map_err(|error| chain(&error))
     });
     match choice {
         Ok(choice) => {
@@ -51,5 +61,28 @@ pub(super) fn check(args: &ServerArgs, kvm: &KvmProbe) -> (Option<String>, Vec<F
             findings.push(Finding::error("vmm", error, advice));
             (None, findings)
         }
+    }
+}
+
+/// Of a Firecracker that can be run; `usable`: and would be.
+fn firecracker(vmm: &dyn Vmm, work_dir: &Path, usable: bool) -> Finding {
+    let version = &vmm.info().version;
+    let Some(jailer) = &vmm.info().jailer else {
+        let found = format!("{version}, without its jailer");
+        return if usable {
+            Finding::warning(
+                "firecracker",
+                found,
+                "unset MANTA_JAILER, so that a microVM sees nothing of the host",
+            )
+        } else {
+            Finding::ok("firecracker", found)
+        };
+    };
+    match existing(work_dir).map_or(Ok(()), |dir| vmm.check_dir(dir)) {
+        Err(error) if usable => {
+            Finding::error("firecracker", chain(&error), "no microVM can be started like this")
+        }
+        _ => Finding::ok("firecracker", format!("{version}, under its jailer {}", jailer.display())),
     }
 }

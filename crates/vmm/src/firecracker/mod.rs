@@ -4,12 +4,14 @@
 //! A restored guest shares the pages of the snapshot's memory file until it writes to them (`MAP_PRIVATE`).
 //! To save it again costs what it has changed: Firecracker notes that, and writes only those pages, in place,
 //! into a clone of that file, which is made before the pause. What else a snapshot remembers of its host has
-//! the same name for every VM: disks by descriptor, the tap, the vsock's socket in the working directory.
+//! the same name for every VM: the disks and the vsock's socket in the working directory, the tap.
 
 mod adopt;
 mod api;
+mod files;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod jail;
 mod requests;
 mod saved;
 mod vm;
@@ -23,23 +25,28 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use manta_host::process::Rlimits;
-use rustix::io::fcntl_dupfd_cloexec;
+use manta_host::Credentials;
+use manta_host::process::{Capabilities, Rlimits};
+use rustix::fs::OFlags;
 use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::child::{Child, Command};
 use crate::console::printable;
-use crate::dir::{Image, VmDir};
+use crate::dir::{VmDir, open_image};
 use crate::disk_limits::DiskLimits;
 use crate::error::VmmError;
+use crate::snapshot::MAX_STATE;
 use crate::version::Requirement;
 use crate::vmm::{Accelerator, Exit, MicroVm, Origin, Place, Survivor, VmSpec, Vmm, VmmInfo, VmmKind};
+use jail::Jailer;
 use vm::FirecrackerVm;
 use vsock::Vsock;
 use watch::SocketWatch;
 
 pub use api::ApiError;
+pub use jail::JailerChoice;
 
 /// Firecracker's API, in the VM's directory.
 const API_SOCKET: &str = "api.sock";
@@ -54,6 +61,15 @@ const ONE_PART_MIB: u32 = 3072;
 /// From the start to a listening API: 5 to 35 ms on an idle machine.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What Firecracker maps beside the guest's memory, bytes: many times what it needs.
+const ADDRESS_SPACE: u64 = 1 << 30;
+
+/// Up to 1023 connections of the guest's vsock, and a few dozen; the jailer's own limit.
+const OPEN_FILES: u64 = 2048;
+
+/// Beside one for each virtual processor: its own, the API's, and some to spare.
+const THREADS: u64 = 16;
+
 /// A user may have 128 inotify instances by default, and each start takes one for its few milliseconds.
 const CONCURRENT_STARTS: usize = 32;
 
@@ -64,22 +80,35 @@ const REQUIREMENT: Requirement = Requirement {
     reason: "earlier ones do not describe the machine by ACPI",
 };
 
-/// The Firecracker at `bin` (a path, or a name to be found in `PATH`) as a VMM. Blocks while it prints its
-/// version. Says nothing about KVM: see [`crate::probe_kvm`].
+/// The Firecracker at `bin` (a path, or a name to be found in `PATH`) as a VMM, in jails by the jailer chosen.
+/// Blocks while they print their versions. Says nothing about KVM: see [`crate::probe_kvm`].
 ///
 /// # Errors
-/// When it cannot be run, or is older than 1.8.
-pub fn firecracker(bin: &Path) -> Result<Arc<dyn Vmm>, VmmError> {
+/// When Firecracker cannot be run, or is older than 1.8; when there is no jailer of its release, unless none is
+/// wanted.
+pub fn firecracker(bin: &Path, jailer: &JailerChoice) -> Result<Arc<dyn Vmm>, VmmError> {
     let program = REQUIREMENT.check(bin)?;
-    let info =
-        VmmInfo { kind: VmmKind::Firecracker, version: program.version, accelerator: Accelerator::Kvm };
-    Ok(Arc::new(Firecracker { info, program: program.path, starts: Semaphore::new(CONCURRENT_STARTS) }))
+    let jailer = Jailer::find(jailer, &program)?;
+    let info = VmmInfo {
+        kind: VmmKind::Firecracker,
+        version: program.version,
+        accelerator: Accelerator::Kvm,
+        jailer: jailer.as_ref().map(|jailer| jailer.program.clone()),
+    };
+    Ok(Arc::new(Firecracker {
+        info,
+        program: program.path,
+        jailer,
+        starts: Semaphore::new(CONCURRENT_STARTS),
+    }))
 }
 
 #[derive(Debug)]
 struct Firecracker {
     info: VmmInfo,
     program: PathBuf,
+    /// None if its VMs run without.
+    jailer: Option<Jailer>,
     starts: Semaphore,
 }
 
@@ -93,6 +122,14 @@ impl Vmm for Firecracker {
         can_rest(&self.info.version)
     }
 
+    fn needs_links(&self) -> bool {
+        true
+    }
+
+    fn check_dir(&self, dir: &Path) -> Result<(), VmmError> {
+        if self.jailer.is_some() { jail::check_dir(dir) } else { Ok(()) }
+    }
+
     fn machine(&self, spec: &VmSpec) -> String {
         requests::text(&requests::configure(spec, "", vsock::SOCKET))
     }
@@ -103,10 +140,7 @@ impl Vmm for Firecracker {
         spec: &VmSpec,
         origin: &Origin,
     ) -> Result<Box<dyn MicroVm>, VmmError> {
-        // Firecracker opens the tap itself, which it can only when nobody else has it open.
-        drop(place.tap);
-        let dir = VmDir::open(&place.dir)?;
-        let mut fds = Image::open_all(spec)?;
+        let dir = Arc::new(VmDir::open(&place.dir)?);
         let owner = (place.credentials.uid, place.credentials.gid);
         let memory_len = u64::from(spec.mem_mib) << 20;
         let tracks_changes = *origin != Origin::Boot && can_track(&self.info.version, spec.mem_mib);
@@ -120,36 +154,19 @@ impl Vmm for Firecracker {
                 (start, Vsock::listen(&dir, spec.vsock_port, owner.0)?, None)
             }
             Origin::Snapshot(files) => {
-                let [state, memory] = Image::open_snapshot(files)?;
-                // Of its own: the name may be gone when it is needed.
-                let base = tracks_changes.then(|| fcntl_dupfd_cloexec(&memory.0, 0)).transpose();
-                let base = base.map_err(|source| VmmError::Open {
-                    what: "snapshot's memory",
-                    path: files.memory.clone(),
-                    source,
-                })?;
-                fds.extend([state, memory]);
+                // Open: the name may be gone when it is needed.
+                let open = || open_image("snapshot's memory", &files.memory, OFlags::RDONLY);
+                let base = tracks_changes.then(open).transpose()?;
                 let mut start = vec![requests::load(memory_len, tracks_changes)];
                 start.extend(requests::limit_disks(spec.disk_limits));
                 (start, Vsock::of_restored(spec.vsock_port), base)
             }
         };
-        let id = instance_id(&place.dir);
-        let args = ["--api-sock", API_SOCKET, "--id", &id, "--level", "Info", "--module", LOGGED];
+        let command = self.command(place, spec, origin, &dir).await?;
         // Never closed.
         let permit = self.starts.acquire().await;
         let watch = SocketWatch::new(&dir)?;
-        let child = Child::spawn(Command {
-            program: self.program.clone(),
-            args: args.map(OsString::from).into(),
-            dir: place.dir,
-            netns: place.netns,
-            credentials: place.credentials,
-            fds,
-            cgroup: place.cgroup,
-            rlimits: Rlimits::default(),
-        })
-        .await?;
+        let child = Child::spawn(command).await?;
         let failure = tokio::select! {
             ready = timeout(READY_TIMEOUT, watch.connectable(&dir, API_SOCKET)) => match ready {
                 Ok(Ok(())) => None,
@@ -167,7 +184,7 @@ impl Vmm for Firecracker {
         }
         Ok(Box::new(FirecrackerVm {
             child,
-            dir: Arc::new(dir),
+            dir,
             vsock,
             owner,
             start,
@@ -181,6 +198,63 @@ impl Vmm for Firecracker {
 
     async fn adopt(&self, survivor: Survivor, spec: &VmSpec) -> Result<Box<dyn MicroVm>, VmmError> {
         Ok(Box::new(adopt::adopt(survivor, spec, &self.info.version).await?))
+    }
+}
+
+impl Firecracker {
+    /// Puts the VM's files into its directory, and says what to start there.
+    async fn command(
+        &self,
+        place: Place,
+        spec: &VmSpec,
+        origin: &Origin,
+        dir: &Arc<VmDir>,
+    ) -> Result<Command, VmmError> {
+        // Firecracker opens the tap itself, which it can only when nobody else has it open.
+        drop(place.tap);
+        let id = instance_id(&place.dir);
+        let prepare = {
+            let (dir, spec, origin) = (Arc::clone(dir), spec.clone(), origin.clone());
+            let (jailer, id) = (self.jailer.clone(), id.clone());
+            move || {
+                if let Some(jailer) = jailer {
+                    jailer.prepare(&dir, &id)?;
+                }
+                files::link(&dir, &spec, &origin)
+            }
+        };
+        let prepared = spawn_blocking(prepare).await;
+        let disk_len =
+            prepared.map_err(|broken| VmmError::Jail { dir: place.dir.clone(), source: broken.into() })??;
+
+        let memory_len = u64::from(spec.mem_mib) << 20;
+        let rlimits = Rlimits {
+            address_space: Some(memory_len + ADDRESS_SPACE),
+            file_size: Some(disk_len.max(memory_len).max(MAX_STATE)),
+            locked_memory: Some(0),
+            open_files: Some(OPEN_FILES),
+            processes: Some(u64::from(spec.vcpus) + THREADS),
+        };
+        let Credentials { uid, gid, .. } = place.credentials;
+        let (program, mut args, credentials, capabilities) = match &self.jailer {
+            Some(jailer) => {
+                let root = Credentials { uid: 0, gid: 0, groups: Vec::new() };
+                (&jailer.program, jailer.args(&id, (uid, gid)), root, Capabilities::Among(jail::CAPABILITIES))
+            }
+            None => (&self.program, vec!["--id".into(), id.into()], place.credentials, Capabilities::OfUser),
+        };
+        args.extend(["--api-sock", API_SOCKET, "--level", "Info", "--module", LOGGED].map(OsString::from));
+        Ok(Command {
+            program: program.clone(),
+            args,
+            dir: place.dir,
+            netns: place.netns,
+            credentials,
+            fds: Vec::new(),
+            cgroup: place.cgroup,
+            rlimits,
+            capabilities,
+        })
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use hyper::Method;
 use serde_json::{Value, json};
 
+use super::files;
 use crate::deadline;
-use crate::dir::Image;
 use crate::disk_limits::{BURST_S, DiskLimits};
 use crate::kernel_args;
 use crate::vmm::{VmSpec, mac_text};
@@ -51,10 +51,10 @@ pub(super) enum Pages {
 pub(super) fn configure(spec: &VmSpec, tap_name: &str, vsock_path: &str) -> Vec<Request> {
     // reboot=k resets through the keyboard controller, the only way that ends Firecracker.
     let kernel_args = format!("{} reboot=k {VSOCK_PORT_PARAM}={}", kernel_args::COMMON, spec.vsock_port);
-    let drive = |id: &str, image: Image, read_only: bool| {
+    let drive = |id: &str, path: &str, read_only: bool| {
         json!({
             "drive_id": id,
-            "path_on_host": image.path(),
+            "path_on_host": path,
             "is_root_device": false,
             "is_read_only": read_only,
             "cache_type": "Unsafe",
@@ -65,13 +65,13 @@ pub(super) fn configure(spec: &VmSpec, tap_name: &str, vsock_path: &str) -> Vec<
         put(
             "/boot-source",
             json!({
-                "kernel_image_path": Image::Kernel.path(),
-                "initrd_path": Image::Initramfs.path(),
+                "kernel_image_path": files::KERNEL,
+                "initrd_path": files::INITRAMFS,
                 "boot_args": kernel_args,
             }),
         ),
-        put("/drives/rootfs", drive("rootfs", Image::Rootfs, true)),
-        put("/drives/disk", drive("disk", Image::Disk, false)),
+        put("/drives/rootfs", drive("rootfs", files::ROOTFS, true)),
+        put("/drives/disk", drive("disk", files::DISK, false)),
         put(
             "/network-interfaces/net",
             json!({ "iface_id": "net", "host_dev_name": tap_name, "guest_mac": mac_text(spec.mac) }),
@@ -104,8 +104,8 @@ pub(super) fn limit_disks(limits: DiskLimits) -> Vec<Request> {
 pub(super) fn load(memory_len: u64, track_changes: bool) -> Request {
     // enable_diff_snapshots is track_dirty_pages from 1.13 on, but still understood.
     let body = json!({
-        "snapshot_path": Image::State.path(),
-        "mem_backend": { "backend_type": "File", "backend_path": Image::Memory.path() },
+        "snapshot_path": files::STATE,
+        "mem_backend": { "backend_type": "File", "backend_path": files::MEMORY },
         "enable_diff_snapshots": track_changes,
         "resume_vm": true,
     });

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use manta_host::process::Rlimits;
+use manta_host::process::{Capabilities, Rlimits};
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -56,7 +56,7 @@ const REQUIREMENT: Requirement = Requirement {
 /// When it cannot be run, or is older than 8.2.
 pub fn qemu(bin: &Path, accelerator: Accelerator) -> Result<Arc<dyn Vmm>, VmmError> {
     let program = REQUIREMENT.check(bin)?;
-    let info = VmmInfo { kind: VmmKind::Qemu, version: program.version, accelerator };
+    let info = VmmInfo { kind: VmmKind::Qemu, version: program.version, accelerator, jailer: None };
     Ok(Arc::new(Qemu { info, program: program.path, tsc_khz: manta_host::facts::tsc_khz() }))
 }
 
@@ -75,6 +75,14 @@ impl Vmm for Qemu {
 
     fn can_rest(&self) -> bool {
         true
+    }
+
+    fn needs_links(&self) -> bool {
+        false
+    }
+
+    fn check_dir(&self, _dir: &Path) -> Result<(), VmmError> {
+        Ok(())
     }
 
     fn machine(&self, spec: &VmSpec) -> String {
@@ -113,6 +121,7 @@ impl Vmm for Qemu {
             fds,
             cgroup: place.cgroup,
             rlimits: Rlimits::default(),
+            capabilities: Capabilities::default(),
         })
         .await?;
         let failure = match timeout(READY_TIMEOUT, ready(stream, restored)).await {

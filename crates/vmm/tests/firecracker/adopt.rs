@@ -2,7 +2,7 @@
 //! idle: Firecracker cannot tell.
 
 use manta_host::{Credentials, Process};
-use manta_vmm::{MicroVm, Origin, SnapshotFiles, Survivor, VmmError, firecracker};
+use manta_vmm::{JailerChoice, MicroVm, Origin, SnapshotFiles, Survivor, VmmError, firecracker};
 use tokio::io::AsyncReadExt;
 
 use crate::fake_firecracker::{Fake, MEMORY, Trouble, accept_connect, grant, program, program_of_version};
@@ -23,7 +23,8 @@ async fn adopt(
         credentials: Credentials { uid: 64_123, gid: 64_123, groups: Vec::new() },
         restored,
     };
-    within(firecracker(program).unwrap().adopt(survivor, &ground.spec(&gone, &gone))).await
+    within(firecracker(program, &JailerChoice::Off).unwrap().adopt(survivor, &ground.spec(&gone, &gone)))
+        .await
 }
 
 async fn save(ground: &Ground, vm: &dyn MicroVm, name: &str) -> Result<(), VmmError> {
