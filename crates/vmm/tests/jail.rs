@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ground::Ground;
+use manta_host::process::{Stray, processes_in};
 use manta_vmm::{JailerChoice, MicroVm, Origin, VmmError, firecracker};
 
 /// Firecracker beside its jailer: `MANTA_TEST_FIRECRACKER_BIN`, which must exist if set.
@@ -73,6 +74,8 @@ async fn a_jailed_firecracker_sees_its_directory_and_nothing_else() {
     let ground = Ground::new();
     let vm = spawn(&ground, &program).await.unwrap();
 
+    let working: Vec<_> = processes_in(&ground.vm_dir()).unwrap().iter().map(Stray::pid).collect();
+    assert_eq!(working, [vm.pid()], "a later server would find it");
     // All paths begin at a root, a working directory or an open file, and none leads out of a mount.
     let mounts = fs::read_to_string(proc_file(&*vm, "mountinfo")).unwrap();
     assert_eq!(mounts.lines().count(), 1, "{mounts}");
@@ -111,7 +114,7 @@ async fn a_jailed_firecracker_sees_its_directory_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_jailed_firecracker_is_in_namespaces_of_its_own_and_its_files_are_bounded() {
+async fn a_jailed_firecracker_is_in_namespaces_of_its_own_and_bounded() {
     let Some(program) = real() else { return };
     let ground = Ground::new();
     let vm = spawn(&ground, &program).await.unwrap();
@@ -129,7 +132,11 @@ async fn a_jailed_firecracker_is_in_namespaces_of_its_own_and_its_files_are_boun
         (128 << 20).to_string(),
         "the guest's memory is the largest it writes"
     );
+    assert_eq!(limit("Max address space"), ((128 << 20) + (1 << 30)).to_string());
     assert_eq!(limit("Max open files"), "2048");
+    assert_eq!(limit("Max processes"), "17");
+    assert_eq!(limit("Max core file size"), "0");
+    assert_eq!(limit("Max locked memory"), "0");
     vm.kill().await.unwrap();
     ground.finish();
 }

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -304,11 +305,18 @@ pub(crate) fn new_dir() -> TempDir {
     .expect("a temporary directory")
 }
 
-/// Pids of processes whose working directory is below `dir`.
+/// Pids of processes that work in a sandbox's directory below `dir`, by whatever path; or below `dir`, by its own.
 pub(crate) fn vmms_in(dir: &Path) -> Vec<u32> {
+    let identity = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    let sandboxes = fs::read_dir(dir.join("sandboxes")).into_iter().flatten().flatten();
+    let sandboxes: Vec<_> = sandboxes.filter_map(|entry| identity(&entry.path()).ok()).collect();
+    let works_there = |cwd: &Path| {
+        identity(cwd).is_ok_and(|place| sandboxes.contains(&place))
+            || fs::read_link(cwd).is_ok_and(|path| path.starts_with(dir))
+    };
     let processes = fs::read_dir("/proc").expect("/proc").flatten();
     processes
-        .filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(dir)))
+        .filter(|entry| works_there(&entry.path().join("cwd")))
         .filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()))
         .collect()
 }
