@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
@@ -50,10 +51,49 @@ fn guests_have_a_kernel_of_their_own_and_vmms_are_not_root() {
         let uid = status.lines().find_map(|line| line.strip_prefix("Uid:")).expect("a uid");
         assert!(uid.split_whitespace().all(|uid| uid != "0"), "the VMM runs as root: {uid}");
         assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            assert!(status.contains(&format!("{set}:\t0000000000000000\n")), "{status}");
+        }
         let namespace = std::fs::read_link(format!("/proc/{pid}/ns/net")).expect("its namespace");
         assert_ne!(namespace, own, "the VMM is in the host's network namespace");
     }
     assert_eq!(server.vmms().len(), 1);
+}
+
+#[test]
+fn firecracker_sees_nothing_of_the_host_but_its_jail() {
+    if std::env::var("MANTA_TEST_VMM").as_deref() != Ok("firecracker") {
+        println!("skipped: the VMM is not Firecracker");
+        return;
+    }
+    let _host = Host::enter();
+    let server = Server::start();
+    assert_eq!(server.get("/healthz")["degraded"], serde_json::json!([]));
+    for id in [server.create(), server.create()] {
+        let dir = server.work_dir.join("sandboxes").join(&id);
+        let found = std::fs::metadata(&dir).expect("its directory");
+        let jailed = server.vmms().into_iter().find(|pid| {
+            let root = std::fs::metadata(format!("/proc/{pid}/root")).expect("its root");
+            (root.dev(), root.ino()) == (found.dev(), found.ino())
+        });
+        let pid = jailed.unwrap_or_else(|| panic!("no VMM has {} as its root", dir.display()));
+        // All paths begin at a root or a working directory, and none leads out of its one mount.
+        let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).expect("its mounts");
+        assert_eq!(mounts.lines().count(), 1, "{mounts}");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+        assert!(status.contains("Seccomp:\t2"), "{status}");
+        assert!(status.lines().any(|line| line.trim_end() == "Groups:"), "{status}");
+    }
+    // Restored or booted, saved and restored again, all in jails.
+    let id = server.create();
+    server.stdout(&id, "echo kept > /root/kept; sync");
+    let snapshot = server.snapshot(&id);
+    let restored = server.restore(&snapshot);
+    assert_eq!(server.stdout(&restored, "cat /root/kept"), "kept");
+    let again = server.restore(&server.snapshot(&restored));
+    assert_eq!(server.stdout(&again, "cat /root/kept"), "kept");
+    server.destroy(&restored).ok();
+    assert_eq!(server.stdout(&again, "cat /root/kept"), "kept");
 }
 
 fn hash(path: &PathBuf) -> String {

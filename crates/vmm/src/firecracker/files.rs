@@ -2,8 +2,8 @@
 //! jailed. They have the same names for every VM, since a snapshot remembers those of disks. Does not know the
 //! jailer, nor what Firecracker writes: see [`super::saved`].
 //!
-//! The links are in a directory of the server's own, where a Firecracker that its guest has taken over can neither
-//! exchange nor remove them. They belong to whom the files belong to; only the disk is Firecracker's.
+//! They belong to whom the files belong to: only the disk is Firecracker's, and what others use can only be read. They
+//! are in a directory of their own, so that none can have the name of something the jailer makes, and be written to.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
