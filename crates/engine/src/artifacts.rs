@@ -169,3 +169,53 @@ fn remove_others(dir: &Path, keep: &[&PathBuf]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_is_kept_until_the_artifact_changes() {
+        let root = tempfile::tempdir().unwrap();
+        let (image, dir) = (root.path().join("image"), root.path().join("kept"));
+        fs::create_dir(&dir).unwrap();
+        let keep = || {
+            let mut pinned = Pinned::open(&image).unwrap();
+            pinned.keep(&dir, "rootfs").unwrap();
+            pinned.for_vmms()
+        };
+        fs::write(&image, "one").unwrap();
+        let before = fs::metadata(&image).unwrap();
+        let one = keep();
+        let kept = fs::metadata(&one).unwrap();
+        assert_eq!((fs::read(&one).unwrap(), kept.mode() & 0o777), (b"one".to_vec(), 0o444));
+        assert_ne!(kept.ino(), before.ino());
+        fs::hard_link(&one, root.path().join("of a VM")).unwrap();
+        assert_eq!(fs::metadata(&image).unwrap().ctime_nsec(), before.ctime_nsec(), "links leave it alone");
+        assert_eq!(
+            (keep(), fs::metadata(&one).unwrap().ino()),
+            (one.clone(), kept.ino()),
+            "it is cloned once"
+        );
+
+        // Another image of the same name and length, as a build puts it in place; and a clone that was broken off.
+        fs::write(root.path().join("new"), "two").unwrap();
+        fs::rename(root.path().join("new"), &image).unwrap();
+        fs::write(dir.join("rootfs.unfinished"), "t").unwrap();
+        let two = keep();
+        assert_eq!(fs::read(&two).unwrap(), b"two");
+        remove_others(&dir, &[&two]);
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_artifact_that_is_gone_is_kept_all_the_same() {
+        let root = tempfile::tempdir().unwrap();
+        let image = root.path().join("image");
+        fs::write(&image, "one").unwrap();
+        let mut pinned = Pinned::open(&image).unwrap();
+        fs::remove_file(&image).unwrap();
+        pinned.keep(root.path(), "rootfs").unwrap();
+        assert_eq!(fs::read(pinned.for_vmms()).unwrap(), b"one");
+    }
+}

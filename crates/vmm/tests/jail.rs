@@ -61,6 +61,10 @@ async fn a_jailed_firecracker_has_a_user_of_its_own_and_no_privileges() {
     for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
         assert_eq!(status[set], "0000000000000000", "{set}");
     }
+    // It outlives who reads what it prints.
+    let signals = |set: &str| u64::from_str_radix(&status[set], 16).unwrap();
+    let sigpipe = 1 << (13 - 1);
+    assert_ne!((signals("SigIgn") | signals("SigCgt")) & sigpipe, 0);
     // All that the jailer needed.
     assert_eq!(status["CapBnd"], "00000000082000cb");
     vm.kill().await.unwrap();
