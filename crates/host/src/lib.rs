@@ -7,6 +7,7 @@
 pub mod cgroup;
 pub mod disk;
 pub mod facts;
+pub mod jail;
 pub mod lock;
 pub mod mounts;
 pub mod net;
@@ -18,6 +19,7 @@ pub mod usage;
 mod sys;
 
 pub use cgroup::{Cgroup, CgroupEntry, CgroupError, CgroupLimits, Cgroups};
+pub use jail::{Jail, JailContents, JailError};
 pub use lock::{LockError, ServerLock, WorkDirLock};
 pub use net::{GuestNet, HostNetwork, NetError, NetSlot, detect_egress, sweep_network};
 pub use netns::{NetNs, NetNsError};

@@ -17,7 +17,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::CWD;
 use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
@@ -55,7 +57,7 @@ pub struct Spawn<'a> {
     pub program: &'a Path,
     /// Its arguments, without the program's name.
     pub args: &'a [OsString],
-    /// Its working directory, entered before the credentials change: its parents need not be searchable.
+    /// Its working directory, which it shows under another path in a jail; entered before the credentials change: its parents need not be searchable.
     pub dir: &'a Path,
     /// Its network namespace, else the caller's.
     pub netns: Option<&'a NetNs>,
@@ -209,6 +211,11 @@ impl Process {
         for (fd, number) in &spawn.fds {
             fds.push((aside(fd.as_fd())?, *number));
         }
+        let jail = spawn.confinement.jail.map(|jail| {
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            Ok((jail.namespace(), open_tree(CWD, spawn.dir, flags).map_err(prepare)?))
+        });
+        let jail = jail.transpose()?;
         let child = sys::Child {
             argv: &argv,
             dir: &c_string(spawn.dir.as_os_str())?,
@@ -217,6 +224,7 @@ impl Process {
             fds: &fds,
             unused: &unused(&numbers),
             cgroup: spawn.confinement.cgroup,
+            jail: jail.as_ref().map(|(namespace, dir)| (*namespace, dir.as_fd())),
             rlimits: &spawn.confinement.rlimits.values(),
             bounding_set: spawn.confinement.capabilities.bounding_set(spawn.credentials.uid),
         };

@@ -12,6 +12,13 @@ pub(crate) fn unshare_net() -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
 }
 
+/// Moves the calling thread into a new mount namespace, a copy of its own, with a working directory and root of its
+/// own.
+pub(crate) fn unshare_mounts() -> io::Result<()> {
+    // SAFETY: as above.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
+}
+
 /// `struct ifreq` of `linux/if.h` with the member that `TUNSETIFF` reads.
 #[repr(C)]
 struct TunRequest {

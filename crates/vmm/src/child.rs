@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use manta_host::process::{Capabilities, Confinement, Rlimits};
-use manta_host::{CgroupEntry, Credentials, NetNs, Process, ProcessId, Spawn};
+use manta_host::{CgroupEntry, Credentials, Jail, NetNs, Process, ProcessId, Spawn};
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
@@ -29,6 +29,7 @@ pub(crate) struct Command {
     pub(crate) netns: Arc<NetNs>,
     pub(crate) credentials: Credentials,
     pub(crate) fds: Vec<(OwnedFd, RawFd)>,
+    pub(crate) jail: Option<Arc<Jail>>,
     pub(crate) cgroup: Option<CgroupEntry>,
     pub(crate) rlimits: Rlimits,
     pub(crate) capabilities: Capabilities,
@@ -51,6 +52,7 @@ impl Child {
                 credentials: &command.credentials,
                 fds: command.fds,
                 confinement: Confinement {
+                    jail: command.jail.as_deref(),
                     cgroup: command.cgroup.as_ref(),
                     rlimits: command.rlimits,
                     capabilities: command.capabilities,

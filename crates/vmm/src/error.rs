@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use manta_host::ProcessError;
+use manta_host::{JailError, ProcessError};
 use rustix::io::Errno;
 
 use crate::firecracker::ApiError;
@@ -155,6 +155,15 @@ pub enum VmmError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// There is no root for VMM processes to be confined in.
+    #[error("cannot confine {program}")]
+    Confine {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        #[source]
+        source: JailError,
     },
     /// The VMM process could not be started.
     #[error("cannot start the VMM")]

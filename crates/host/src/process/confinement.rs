@@ -1,12 +1,17 @@
-//! What a spawned process is kept in, beside its credentials: a cgroup, and limits of its own. Pure.
+//! What a spawned process is kept in, beside its credentials: a root, a cgroup, and limits of its own. Pure.
 
 use crate::cgroup::CgroupEntry;
+use crate::jail::Jail;
 
 /// What a process is kept in. By default in nothing but what holds for every one that is spawned.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Confinement<'a> {
     /// The cgroup it is in from its first instruction on, else the caller's.
     pub cgroup: Option<&'a CgroupEntry>,
+    /// The root it has, in namespaces of its own for mounts, processes, IPC and the host's name; else those of the
+    /// caller. Its working directory is `/vm` there, and it is process 1, as which it cannot be ended but by SIGKILL, by
+    /// a fault, or by itself.
+    pub jail: Option<&'a Jail>,
     /// Limits on itself. For all that is not given here the caller's hold; no core is ever dumped.
     pub rlimits: Rlimits,
     /// What it may ever have of root's capabilities.

@@ -18,9 +18,14 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::Credentials;
 use crate::cgroup::CgroupEntry;
+use crate::jail::{HOME, PROC};
 
 /// Enough for `run` in an unoptimised build (about 2 KiB are used) and for a system call wrapper or two.
 const STACK_BYTES: usize = 64 * 1024;
+
+/// What a jailed child gets beside a mount namespace. Not of users: the kernel's rules for files are those of the
+/// host's users.
+const NAMESPACES: c_int = libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 
 /// `linux/sched.h`; libc lacks it.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
@@ -40,6 +45,8 @@ pub(super) struct Child<'a> {
     /// First and last of the ranges of numbers that are not targets.
     pub(super) unused: &'a [(RawFd, RawFd)],
     pub(super) cgroup: Option<&'a CgroupEntry>,
+    /// The mount namespace to have a copy of, and what to mount there.
+    pub(super) jail: Option<(BorrowedFd<'a>, BorrowedFd<'a>)>,
     pub(super) rlimits: &'a [(libc::__rlimit_resource_t, u64)],
     /// The capabilities its bounding set is reduced to, if it is.
     pub(super) bounding_set: Option<&'static [u32]>,
@@ -57,6 +64,8 @@ pub enum SpawnStep {
     Cgroup,
     /// Entering the network namespace.
     NetNs,
+    /// Entering a root of its own.
+    Jail,
     /// Handing over file descriptors.
     Fds,
     /// Entering the working directory.
@@ -78,6 +87,7 @@ impl fmt::Display for SpawnStep {
             Self::Session => "starting a session",
             Self::Cgroup => "entering the cgroup",
             Self::NetNs => "entering the network namespace",
+            Self::Jail => "entering a root of its own",
             Self::Fds => "passing file descriptors",
             Self::Dir => "entering the working directory",
             Self::Limits => "setting limits",
@@ -120,7 +130,8 @@ pub(super) fn spawn(child: &Child<'_>) -> Result<(u32, OwnedFd), (SpawnStep, Err
     let mut pidfd: RawFd = -1;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD;
     let cgroup = child.cgroup.and_then(CgroupEntry::dir);
-    let flags = flags as u64 | cgroup.map_or(0, |_| CLONE_INTO_CGROUP);
+    let jail = if child.jail.is_some() { NAMESPACES } else { 0 };
+    let flags = (flags | jail) as u64 | cgroup.map_or(0, |_| CLONE_INTO_CGROUP);
     let args = CloneArgs {
         flags,
         pidfd: ptr::from_mut(&mut pidfd) as u64,
@@ -231,6 +242,9 @@ fn become_program(
         if let Some(netns) = child.netns {
             check(SpawnStep::NetNs, libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET))?;
         }
+        if let Some((namespace, dir)) = child.jail {
+            enter_jail(namespace, dir)?;
+        }
         for (fd, number) in child.fds {
             check(SpawnStep::Fds, libc::dup2(fd.as_raw_fd(), *number))?;
         }
@@ -238,7 +252,8 @@ fn become_program(
         for (first, last) in child.unused {
             check(SpawnStep::Fds, libc::syscall(libc::SYS_close_range, *first, *last, 0) as c_int)?;
         }
-        check(SpawnStep::Dir, libc::chdir(child.dir.as_ptr()))?;
+        let dir = if child.jail.is_some() { HOME.as_ptr() } else { child.dir.as_ptr() };
+        check(SpawnStep::Dir, libc::chdir(dir))?;
         // While still root: the program may lie where the user may not search.
         let program = libc::open(argv[0], libc::O_PATH | libc::O_CLOEXEC);
         libc::umask(0o077);
@@ -265,6 +280,31 @@ fn become_program(
         }
     }
     Err((SpawnStep::Exec, last_errno()))
+}
+
+/// Makes the namespace's copy this process's own, and mounts its directory there.
+fn enter_jail(namespace: BorrowedFd<'_>, dir: BorrowedFd<'_>) -> Result<(), (SpawnStep, Errno)> {
+    const MOVE_MOUNT_F_EMPTY_PATH: c_int = 4;
+    let (none, home) = (ptr::null::<libc::c_char>(), HOME.as_ptr());
+    // SAFETY: takes numbers, and strings that are constants; null where the kernel reads nothing.
+    unsafe {
+        // Its root and working directory are the namespace's from here on, not the host's.
+        check(SpawnStep::Jail, libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNS))?;
+        check(SpawnStep::Jail, libc::unshare(libc::CLONE_NEWNS))?;
+        let (from, flags) = (dir.as_raw_fd(), MOVE_MOUNT_F_EMPTY_PATH);
+        let moved =
+            libc::syscall(libc::SYS_move_mount, from, c"".as_ptr(), libc::AT_FDCWD, home, flags) as c_int;
+        check(SpawnStep::Jail, moved)?;
+        // A copy of a mount that the host shares with others would show what is mounted below that.
+        check(SpawnStep::Jail, libc::mount(none, home, none, libc::MS_PRIVATE, ptr::null()))?;
+        let inert = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+        let flags = libc::MS_REMOUNT | libc::MS_BIND | inert;
+        check(SpawnStep::Jail, libc::mount(none, home, none, flags, ptr::null()))?;
+        // In it is what is in this process's namespace: itself. Of Linux 5.8 and later.
+        let (name, options) = (c"proc".as_ptr(), c"subset=pid".as_ptr().cast());
+        check(SpawnStep::Jail, libc::mount(name, PROC.as_ptr(), name, inert | libc::MS_RDONLY, options))?;
+        check(SpawnStep::Jail, libc::sethostname(c"vm".as_ptr(), 2))
+    }
 }
 
 /// Takes from this process, and whatever it becomes, the means to ever have a capability that is not among `kept`.

@@ -251,6 +251,7 @@ impl Firecracker {
             netns: place.netns,
             credentials,
             fds: Vec::new(),
+            jail: None,
             cgroup: place.cgroup,
             rlimits,
             capabilities,

@@ -2,6 +2,7 @@
 
 mod adopt;
 mod command;
+mod confine;
 mod console;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -16,9 +17,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use manta_host::process::{Capabilities, Rlimits};
+use manta_host::Jail;
+use manta_host::process::Capabilities;
 use serde_json::json;
 use tokio::net::UnixStream;
+use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use crate::child::{Child, Command};
@@ -57,7 +60,8 @@ const REQUIREMENT: Requirement = Requirement {
 pub fn qemu(bin: &Path, accelerator: Accelerator) -> Result<Arc<dyn Vmm>, VmmError> {
     let program = REQUIREMENT.check(bin)?;
     let info = VmmInfo { kind: VmmKind::Qemu, version: program.version, accelerator, jailer: None };
-    Ok(Arc::new(Qemu { info, program: program.path, tsc_khz: manta_host::facts::tsc_khz() }))
+    let (program, tsc_khz) = (program.path, manta_host::facts::tsc_khz());
+    Ok(Arc::new(Qemu { info, program, tsc_khz, jail: OnceCell::new() }))
 }
 
 #[derive(Debug)]
@@ -65,6 +69,7 @@ struct Qemu {
     info: VmmInfo,
     program: PathBuf,
     tsc_khz: Option<u64>,
+    jail: OnceCell<Arc<Jail>>,
 }
 
 #[async_trait]
@@ -95,6 +100,9 @@ impl Vmm for Qemu {
         spec: &VmSpec,
         origin: &Origin,
     ) -> Result<Box<dyn MicroVm>, VmmError> {
+        let (program, accelerator) = (&self.program, self.info.accelerator);
+        // Not before: the doctor needs none.
+        let jail = self.jail.get_or_try_init(|| confine::jail(program, accelerator)).await?;
         let dir = VmDir::open(&place.dir)?;
         let mut fds = Image::open_all(spec)?;
         let memory = match origin {
@@ -113,14 +121,15 @@ impl Vmm for Qemu {
         fds.push((place.tap, TAP_FD));
         let stream = dir.connect(QMP_SOCKET).await.map_err(|source| dir.connect_error(QMP_SOCKET, source))?;
         let child = Child::spawn(Command {
-            program: self.program.clone(),
+            program: confine::real(program)?,
             args: command::args(spec, self.info.accelerator, self.tsc_khz, restored),
             dir: place.dir,
             netns: place.netns,
             credentials: place.credentials,
             fds,
+            jail: Some(Arc::clone(jail)),
             cgroup: place.cgroup,
-            rlimits: Rlimits::default(),
+            rlimits: confine::rlimits(spec)?,
             capabilities: Capabilities::default(),
         })
         .await?;
