@@ -167,8 +167,8 @@ fn names_are_single_file_names() {
 fn without_a_tree_groups_are_nowhere() {
     let tree = Cgroups::off();
     let group = tree.create("nowhere", &LIMITS).unwrap();
-    let process = shell("exit 0", &group);
-    assert!(process.wait_timeout(TIMEOUT).unwrap().unwrap().success());
+    let process = shell("exit 3", &group);
+    assert_eq!(process.wait_timeout(TIMEOUT).unwrap().unwrap().to_string(), "exit status: 3");
     assert_eq!((group.dirs().count(), group.oom_kills()), (0, 0));
     group.destroy().unwrap();
     finish(tree);

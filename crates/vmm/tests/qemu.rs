@@ -3,6 +3,8 @@
 
 #[path = "qemu/adopt.rs"]
 mod adopt;
+#[path = "qemu/confined.rs"]
+mod confined;
 #[path = "support/ground.rs"]
 mod ground;
 #[path = "support/guest.rs"]

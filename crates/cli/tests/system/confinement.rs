@@ -133,3 +133,32 @@ fn limits_can_be_demanded_or_done_without() {
     let id = server.create();
     assert_eq!(groups(only_vmm(&server), &id), Vec::<PathBuf>::new());
 }
+
+#[test]
+fn every_vmm_of_a_server_is_kept_to_itself() {
+    let _host = Host::enter();
+    let server = Server::with(&[("MANTA_VMM_POOL_SIZE", "1"), ("MANTA_WARM_POOL_SIZE", "1")]);
+    let ids = [server.create(), server.create()];
+    let mut users = Vec::new();
+    for pid in server.vmms() {
+        let of = |name: &str| format!("/proc/{pid}/{name}");
+        let status = fs::read_to_string(of("status")).expect("its status");
+        for line in
+            ["NoNewPrivs:\t1", "Seccomp:\t2", "CapBnd:\t0000000000000000", "CapEff:\t0000000000000000"]
+        {
+            assert!(status.contains(line), "{line}: {status}");
+        }
+        let uid = status.lines().find_map(|line| line.strip_prefix("Uid:\t")).expect("a user");
+        let uid = uid.split('\t').next().expect("one").to_owned();
+        assert!(uid != "0" && !users.contains(&uid), "a user of its own: {uid}, {users:?}");
+        users.push(uid);
+        // Nothing of the host's is in its root: neither the work directory nor anything to find it by.
+        let root = Path::new(&of("root")).to_owned();
+        for path in ["etc/passwd", "home", "tmp", "var", "run", "sys", "root"] {
+            assert!(!root.join(path).exists(), "{path} is in the root of {pid}");
+        }
+        let work_dir = server.work_dir.strip_prefix("/").expect("an absolute path");
+        assert!(!root.join(work_dir).exists(), "the work directory is in the root of {pid}");
+    }
+    assert!(users.len() >= ids.len());
+}
