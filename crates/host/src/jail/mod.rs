@@ -125,6 +125,8 @@ impl Jail {
 fn build(files: &[PathBuf], contents: &JailContents) -> Result<Jail, JailError> {
     let root = |action| move |source| JailError::Root { action, source };
     crate::sys::unshare_mounts().map_err(root("make a mount namespace"))?;
+    // Of this thread only, since that call: VMMs' users pass through what is made here.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(root("cut a mount namespace off the host's"))?;
     let path = "/proc/thread-self/ns/mnt";
