@@ -37,6 +37,12 @@ pub fn cpu_flags() -> Vec<String> {
     flags
 }
 
+/// A name for the time since the machine was started, which no other boot has.
+#[must_use]
+pub fn boot_id() -> Option<String> {
+    Some(fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned())
+}
+
 /// The number of processors this process may use.
 #[must_use]
 pub fn cpus() -> usize {

@@ -42,6 +42,9 @@ pub(super) fn install(nft: &Socket, egress: Option<&Egress>, kept: &BTreeSet<u16
         }
         batch.replace_table(TABLE, &comment);
         add_rules(&mut batch, egress);
+    } else {
+        // Of slots that are not kept.
+        batch.empty_set(TABLE, SANDBOXES);
     }
     for index in kept {
         batch.add_interface_address(TABLE, SANDBOXES, &host_veth(*index), inner_end(*index));

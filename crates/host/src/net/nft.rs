@@ -155,6 +155,14 @@ impl Batch {
         drop(elements.nested_elem().nested_key().push_value(&interface_address(interface, address)));
     }
 
+    /// Deletes all elements of a set.
+    pub(super) fn empty_set(&mut self, table: Table, set: &str) {
+        self.step(&format!("emptying of set {set}"));
+        let delete = self.chained.request().op_delsetelem_do(&table.header());
+        // Without a list of them, all are meant.
+        drop(delete.into_encoder().push_table(TABLE).push_set_bytes(set.as_bytes()));
+    }
+
     fn set(&mut self, table: Table, name: &str, key_type: u32, key_len: usize, flags: u32) {
         self.step(&format!("set {name}"));
         let id = self.steps.len() as u32;

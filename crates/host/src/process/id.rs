@@ -14,6 +14,14 @@ pub struct ProcessId {
     pub start_ticks: u64,
 }
 
+impl ProcessId {
+    /// Whether it has not ended, as far as can be seen; it may have when this returns.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        matches!(Stat::of(self.pid), Ok(Some(stat)) if stat.id == *self && !stat.zombie)
+    }
+}
+
 /// What `/proc/PID/stat` tells here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stat {
