@@ -74,6 +74,8 @@ pub enum ErrorCode {
     SandboxBusy,
     /// 503 with `Retry-After`: the server is going down.
     ShuttingDown,
+    /// 503 with `Retry-After`: the server cannot write its journal, so it begins nothing new; what runs, runs on.
+    JournalUnwritable,
     /// 502: the microVM did not come up.
     BootFailed,
     /// 502: the guest died or its agent broke off while the request ran.
@@ -115,7 +117,8 @@ impl ErrorCode {
             | Self::HostDiskFull
             | Self::Overloaded
             | Self::SandboxBusy
-            | Self::ShuttingDown => 503,
+            | Self::ShuttingDown
+            | Self::JournalUnwritable => 503,
             Self::GuestTimeout | Self::ExecTimeout => 504,
             Self::SnapshotStorageFull => 507,
         }

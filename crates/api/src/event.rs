@@ -9,7 +9,7 @@ use crate::id::{SandboxId, SnapshotId};
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
-    /// Its number: 1 for the first since the server's start, then one more for each. Of `lost` the last one lost.
+    /// Its number: one more for each, also over restarts of the server. Of `lost` the last one lost.
     pub seq: u64,
     /// When, milliseconds since 1970.
     pub unix_ms: u64,
@@ -57,7 +57,9 @@ pub enum EventKind {
     Crashed,
     /// It is gone, with all it used. The last event of every sandbox that was created.
     Destroyed,
-    /// A server that was killed left it behind; it was removed at this server's start.
+    /// A server that was killed left it running; this one took it back, and it takes commands.
+    Adopted,
+    /// A server that was killed left it behind; it was removed at this server's start. Its last event.
     Swept,
     /// Events before the next line are not kept any more.
     Lost,
@@ -75,6 +77,7 @@ impl EventKind {
             Self::Expired => "expired",
             Self::Crashed => "crashed",
             Self::Destroyed => "destroyed",
+            Self::Adopted => "adopted",
             Self::Swept => "swept",
             Self::Lost => "lost",
         }

@@ -181,6 +181,7 @@ fn codes_and_their_statuses_are_stable() {
         ("overloaded", 503),
         ("sandbox_busy", 503),
         ("shutting_down", 503),
+        ("journal_unwritable", 503),
         ("boot_failed", 502),
         ("guest_gone", 502),
         ("guest_timeout", 504),

@@ -27,6 +27,9 @@ enum Command {
     Snapshot(manta_server::SnapshotArgs),
     /// Make, list and revoke API keys; a server may be running
     Key(manta_server::KeyArgs),
+    /// List the steps at which a test can have the server kill itself (`MANTA_FAILPOINT`)
+    #[command(hide = true)]
+    Failpoints,
     /// Check everything the server needs, and say what to do about each finding
     Doctor(Box<manta_server::DoctorArgs>),
 }
@@ -39,6 +42,10 @@ fn main() -> ExitCode {
         Command::Image(args) => report(manta_image::main(args)),
         Command::Snapshot(args) => report(manta_server::snapshot(&args)),
         Command::Key(args) => report(manta_server::key(&args)),
+        Command::Failpoints => {
+            let _ = writeln!(std::io::stdout(), "{}", manta_server::failpoints().join("\n"));
+            ExitCode::SUCCESS
+        }
         Command::Doctor(args) => match manta_server::doctor(&args) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,

@@ -2,8 +2,11 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// What ended a sandbox.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Ending {
     /// Somebody asked for it.
     Requested,
@@ -17,6 +20,8 @@ pub enum Ending {
     NotCreated,
     /// The server went.
     Shutdown,
+    /// The server was killed, and the next one could not take it back, for this reason.
+    Lost(String),
 }
 
 impl Ending {
@@ -29,6 +34,7 @@ impl Ending {
             Self::Abandoned => "abandoned",
             Self::NotCreated => "not_created",
             Self::Shutdown => "shutdown",
+            Self::Lost(_) => "lost",
         }
     }
 }
@@ -43,6 +49,7 @@ impl fmt::Display for Ending {
             Self::Abandoned => f.write_str("was given up, since whoever asked for it hung up"),
             Self::NotCreated => f.write_str("could not be created"),
             Self::Shutdown => f.write_str("was destroyed at the server's shutdown"),
+            Self::Lost(reason) => write!(f, "was lost when the server was killed: {reason}"),
         }
     }
 }

@@ -131,6 +131,12 @@ pub enum EngineError {
     /// No new work: the server is ending.
     #[error("the server is shutting down")]
     ShuttingDown,
+    /// What would be begun now could not be taken back or removed if the server were killed.
+    #[error("nothing new can be begun: {reason}; look at the disk of the server's work directory")]
+    JournalUnwritable {
+        /// What the journal said.
+        reason: String,
+    },
     /// The microVM did not come up.
     #[error("the microVM did not come up while {stage}: {reason}")]
     BootFailed {
@@ -212,6 +218,19 @@ pub enum StartError {
          put MANTA_WORK_DIR on XFS or btrfs, or use auto"
     )]
     NoReflink(PathBuf),
+    /// The sandboxes of a killed server are of another kind.
+    #[error(
+        "{count} sandboxes that a killed server left alive run on {theirs}, and this server was told to use {ours}: \
+         start it with MANTA_VMM={theirs}, which takes them back; SIGTERM ends that server and them"
+    )]
+    OtherVmm {
+        /// How many.
+        count: usize,
+        /// Their VMM.
+        theirs: String,
+        /// That of the settings.
+        ours: String,
+    },
     /// Something of the host's could not be set up.
     #[error("cannot {action}")]
     Host {

@@ -1,25 +1,35 @@
-//! The event log: what happened to sandboxes, numbered, the last [`KEPT`] of it. Whoever emits an event neither waits
-//! nor writes anywhere: readers come for theirs, each at its own pace, and are told what they missed. One of them
-//! writes the server's log. What an event is, is in [`manta_api::Event`].
+//! The event log: what happened to sandboxes, numbered. Whoever emits an event neither waits nor writes anywhere: the
+//! last [`KEPT`] are in memory, readers come for theirs, each at its own pace, and are told what they missed. One of
+//! them writes the server's log, one the journal, where the others find what is older. What an event is, is in
+//! [`manta_api::Event`].
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use manta_api::{Event, EventKind, SandboxId};
 use tokio::sync::watch;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::caller::Caller;
+use crate::journal::{Archive, Journal, Page, Wanted, lost, written};
 
-/// Events kept: some 200 bytes each.
+/// Events kept in memory: some 200 bytes each.
 const KEPT: usize = 10_000;
 /// Most that are looked at while the log is locked: some microseconds.
 const BATCH: usize = 256;
+/// What happens within this time is written to the journal together.
+const LINGER: Duration = Duration::from_millis(20);
+/// After they could not be written.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// The log, shared by who emits.
 #[derive(Debug, Clone)]
-pub(crate) struct Events(Arc<watch::Sender<Ring>>);
+pub(crate) struct Events {
+    ring: Arc<watch::Sender<Ring>>,
+    /// Where older ones are.
+    archive: Option<Archive>,
+}
 
 /// Reads the log from some place on.
 #[derive(Debug)]
@@ -30,6 +40,9 @@ pub struct EventReader {
     /// The first that is not wanted.
     until: u64,
     of: Option<SandboxId>,
+    /// Whether a number was asked for.
+    exactly: bool,
+    archive: Option<Archive>,
 }
 
 #[derive(Debug)]
@@ -42,21 +55,20 @@ struct Ring {
     closed: bool,
 }
 
-impl Default for Events {
-    fn default() -> Self {
-        Self::with_room(KEPT)
-    }
-}
-
 impl Events {
-    fn with_room(room: usize) -> Self {
-        let ring = Ring { kept: VecDeque::with_capacity(room), room, next: 1, closed: false };
-        Self(Arc::new(watch::Sender::new(ring)))
+    /// The next one has number `next`; those before are in the archive.
+    pub(crate) fn new(next: u64, archive: Archive) -> Self {
+        Self { archive: Some(archive), ..Self::with_room(KEPT, next) }
+    }
+
+    fn with_room(room: usize, next: u64) -> Self {
+        let ring = Ring { kept: VecDeque::with_capacity(room), room, next, closed: false };
+        Self { ring: Arc::new(watch::Sender::new(ring)), archive: None }
     }
 
     /// Numbers and dates an event, and keeps it.
     pub(crate) fn emit(&self, mut event: Event) {
-        self.0.send_modify(|ring| {
+        self.ring.send_modify(|ring| {
             event.seq = ring.next;
             event.unix_ms = unix_ms();
             ring.next += 1;
@@ -74,28 +86,59 @@ impl Events {
 
     /// No more events come: readers end when they have read what there is.
     pub(crate) fn close(&self) {
-        self.0.send_modify(|ring| ring.closed = true);
+        self.ring.send_modify(|ring| ring.closed = true);
     }
 
     /// Reads what came after number `since`, or all that is kept; with `follow` also what is still to come; of one
     /// sandbox, if it is named.
     pub(crate) fn reader(&self, since: Option<u64>, follow: bool, of: Option<SandboxId>) -> EventReader {
-        let ring = self.0.subscribe();
+        let ring = self.ring.subscribe();
         let (first, end) = {
             let ring = ring.borrow();
             (ring.first(), ring.next)
         };
-        let next = since.map_or(first, |since| since.saturating_add(1));
-        EventReader { ring, next, until: if follow { u64::MAX } else { end }, of }
+        let oldest = if self.archive.is_some() { 1 } else { first };
+        let next = since.map_or(oldest, |since| since.saturating_add(1));
+        let (until, exactly) = (if follow { u64::MAX } else { end }, since.is_some());
+        EventReader { ring, next, until, of, exactly, archive: self.archive.clone() }
+    }
+
+    /// Reads all that is still to come, from memory alone.
+    fn tail(&self) -> EventReader {
+        let ring = self.ring.subscribe();
+        let next = ring.borrow().first();
+        EventReader { ring, next, until: u64::MAX, of: None, exactly: true, archive: None }
     }
 
     /// Writes each event to the server's log, until there are no more.
     pub(crate) async fn log(self) {
-        let mut reader = self.reader(None, true, None);
+        let mut reader = self.tail();
         // It must not keep the log open that it waits for.
         drop(self);
         while let Some(events) = reader.next().await {
             events.iter().for_each(|event| log(event));
+        }
+    }
+
+    /// Writes each event to the journal, some at a time, until there are no more. While that cannot be written they
+    /// wait in memory, as long as they are kept there; of the others it is written how many they were.
+    pub(crate) async fn write(self, journal: Journal) {
+        let mut reader = self.tail();
+        drop(self);
+        while let Some(events) = reader.next().await {
+            while let Err(error) = written(journal.events(events.clone())).await {
+                if reader.is_closed() {
+                    warn!(%error, "the last events are not in the journal");
+                    return;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(RETRY) => {}
+                    () = reader.closed() => {}
+                }
+            }
+            if !reader.is_closed() {
+                tokio::time::sleep(LINGER).await;
+            }
         }
     }
 }
@@ -106,6 +149,13 @@ impl EventReader {
     /// Where some are missing an event of kind [`EventKind::Lost`] stands for them.
     pub async fn next(&mut self) -> Option<Vec<Arc<Event>>> {
         loop {
+            if let Some(Page { events, next }) = self.older().await {
+                self.next = next;
+                if !events.is_empty() {
+                    return Some(events);
+                }
+                continue;
+            }
             let (events, at_end, closed) = {
                 let ring = self.ring.borrow_and_update();
                 let events = ring.read(&mut self.next, self.until, self.of.as_ref());
@@ -121,6 +171,26 @@ impl EventReader {
                 self.ring.changed().await.ok()?;
             }
         }
+    }
+
+    /// What is not in memory any more, if the next one is not.
+    async fn older(&self) -> Option<Page> {
+        let archive = self.archive.as_ref()?;
+        let below = self.ring.borrow().first().min(self.until);
+        if self.next >= below {
+            return None;
+        }
+        let (of, exactly) = (self.of.clone(), self.exactly);
+        Some(archive.read(Wanted { from: self.next, below, of, exactly, most: BATCH }).await)
+    }
+
+    fn is_closed(&self) -> bool {
+        self.ring.borrow().closed
+    }
+
+    async fn closed(&self) {
+        // An error means that there is nobody left to emit.
+        let _ = self.ring.clone().wait_for(|ring| ring.closed).await;
     }
 }
 
@@ -154,11 +224,6 @@ impl Ring {
     }
 }
 
-fn lost(count: Option<u64>, last: u64) -> Arc<Event> {
-    let lost = Event::new(EventKind::Lost, None);
-    Arc::new(Event { seq: last, unix_ms: unix_ms(), lost: count, ..lost })
-}
-
 fn log(event: &Event) {
     macro_rules! line {
         ($level:ident) => {
@@ -182,7 +247,8 @@ fn log(event: &Event) {
     }
 }
 
-fn unix_ms() -> u64 {
+/// Milliseconds since 1970.
+pub(crate) fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
@@ -211,7 +277,7 @@ mod tests {
 
     #[tokio::test]
     async fn events_are_numbered_and_read_from_any_place() {
-        let events = Events::with_room(10);
+        let events = Events::with_room(10, 1);
         emit(&events, 1..=4);
         assert_eq!(all(events.reader(None, false, None)).await, [(1, None), (2, None), (3, None), (4, None)]);
         assert_eq!(all(events.reader(Some(2), false, None)).await, [(3, None), (4, None)]);
@@ -221,7 +287,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_fell_behind_is_told_how_far() {
-        let events = Events::with_room(2);
+        let events = Events::with_room(2, 1);
         emit(&events, 1..=5);
         let mut slow = events.reader(None, true, Some(id(8)));
         assert_eq!(
@@ -239,7 +305,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_number_of_another_server_begins_anew() {
-        let events = Events::with_room(10);
+        let events = Events::with_room(10, 1);
         emit(&events, 1..=2);
         let mut reader = events.reader(Some(700), false, None);
         let found = reader.next().await.unwrap();
@@ -250,7 +316,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_follower_gets_what_comes_until_the_log_is_closed() {
-        let events = Events::with_room(1000);
+        let events = Events::with_room(1000, 1);
         emit(&events, 1..=1);
         let following = tokio::spawn(all(events.reader(None, true, None)));
         for n in 0..600_u32 {
@@ -267,7 +333,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_does_not_follow_ends_where_it_found_the_end() {
-        let events = Events::with_room(1000);
+        let events = Events::with_room(1000, 1);
         (0..300).for_each(|_| emit(&events, 1..=1));
         let mut reader = events.reader(None, false, None);
         assert_eq!(reader.next().await.unwrap().len(), BATCH);

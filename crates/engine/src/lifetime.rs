@@ -16,7 +16,7 @@ pub const LONGEST_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 pub(crate) struct Lifetime(Option<Pin<Box<Sleep>>>);
 
 impl Lifetime {
-    /// Lets it end after `limit`, from now on; says when that is, seconds since 1970.
+    /// Lets it end after `limit`, from now on; says when that is, milliseconds since 1970.
     pub(crate) fn set(&mut self, limit: Duration) -> u64 {
         let end = Instant::now() + limit;
         match &mut self.0 {
@@ -24,7 +24,7 @@ impl Lifetime {
             None => self.0 = Some(Box::pin(sleep_until(end))),
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        (now + limit).as_secs()
+        u64::try_from((now + limit).as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Completes when it has ended.

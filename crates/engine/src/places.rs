@@ -88,6 +88,19 @@ impl Places {
         Ok(Taken { places: this.clone(), owner })
     }
 
+    /// The one of a sandbox that exists: it counts, though there may be none. There is none for others then, until
+    /// enough are given back.
+    pub(crate) fn take_back(this: &Arc<Self>, maker: &Caller) -> Taken {
+        let owner = maker.owner().map(str::to_owned);
+        let mut held = this.lock();
+        held.places += 1;
+        if let Some(owner) = &owner {
+            held.keys.entry(owner.clone()).or_default().places += 1;
+        }
+        drop(held);
+        Taken { places: this.clone(), owner }
+    }
+
     /// How many more there are.
     pub(crate) fn free(&self) -> usize {
         let HostLimits { max_sandboxes, max_memory_mib, sandbox_mib } = self.limits;

@@ -1,6 +1,8 @@
 //! One sandbox: a task that owns its resources, and the handle others talk to it through.
 //! The life it leads is drawn in [`crate::lifecycle`].
 
+mod ready;
+
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,7 @@ use crate::ending::Ending;
 use crate::engine::Wish;
 use crate::error::EngineError;
 use crate::exec::{self, ExecSpec};
+use crate::failpoint::{Failpoint, reached};
 use crate::lifecycle::takes_commands;
 use crate::lifetime::Lifetime;
 use crate::resources::{Death, Resources, Start};
@@ -60,6 +63,7 @@ impl Ask {
 #[derive(Debug)]
 pub(crate) struct Creator {
     pub(crate) answer: Answer<()>,
+    pub(crate) start: Start,
     pub(crate) clock: Clock,
     pub(crate) wish: Wish,
 }
@@ -79,24 +83,52 @@ impl Handle {
     /// Starts the task of a new sandbox; `creator` gets the outcome, `ended` is called when it is gone.
     pub(crate) fn start(
         info: SandboxInfo,
-        start: Start,
         resources: Resources,
         shared: Shared,
         place: Place,
         creator: Creator,
         ended: Ended,
     ) -> Self {
-        let id = info.id.clone();
-        let (sandbox_id, snapshot_id) = (Some(id.clone()), info.snapshot_id.clone());
-        let who = creator.wish.caller.who();
+        let (sandbox_id, snapshot_id) = (Some(info.id.clone()), info.snapshot_id.clone());
+        let maker = creator.wish.caller.clone();
+        let who = maker.who();
         shared.events.emit(Event { who, snapshot_id, ..Event::new(EventKind::Created, sandbox_id) });
+        let (handle, task) = Self::with_task(info, maker, resources, shared, place, Lifetime::default());
+        task.shared.tasks.clone().spawn(task.live(creator, ended));
+        handle
+    }
+
+    /// Starts the task of a sandbox that was taken back from a killed server, and runs.
+    pub(crate) fn go_on(
+        info: SandboxInfo,
+        maker: Caller,
+        lifetime: Lifetime,
+        resources: Resources,
+        shared: Shared,
+        place: Place,
+        ended: Ended,
+    ) -> Self {
+        shared.events.emit_plain(EventKind::Adopted, &info.id, &Caller::Server);
+        let (handle, task) = Self::with_task(info, maker, resources, shared, place, lifetime);
+        task.shared.tasks.clone().spawn(task.run(ended));
+        handle
+    }
+
+    fn with_task(
+        info: SandboxInfo,
+        maker: Caller,
+        resources: Resources,
+        shared: Shared,
+        place: Place,
+        lifetime: Lifetime,
+    ) -> (Self, Task) {
+        let id = info.id.clone();
         let (asks, queue) = mpsc::channel(64);
         let (publish, info_receiver) = watch::channel(info);
         let leave = shared.stop.child_token();
         let (destroyed, requested) = (Arc::default(), Arc::default());
         let task = Task {
             id,
-            start,
             info: publish,
             resources,
             jobs: TaskTracker::new(),
@@ -104,16 +136,14 @@ impl Handle {
             doomed: CancellationToken::new(),
             queue,
             leave: leave.clone(),
-            maker: creator.wish.caller.clone(),
+            maker,
             requested: Arc::clone(&requested),
-            lifetime: Lifetime::default(),
+            lifetime,
             shared,
             place: Some(place),
             destroyed: Arc::clone(&destroyed),
         };
-        let tracker = task.shared.tasks.clone();
-        tracker.spawn(task.live(creator, ended));
-        Self { asks, info: info_receiver, leave, requested, destroyed }
+        (Self { asks, info: info_receiver, leave, requested, destroyed }, task)
     }
 
     pub(crate) fn info(&self) -> SandboxInfo {
@@ -171,7 +201,6 @@ impl Handle {
 
 struct Task {
     id: SandboxId,
-    start: Start,
     info: watch::Sender<SandboxInfo>,
     resources: Resources,
     /// Commands and snapshots under way.
@@ -196,29 +225,16 @@ struct Task {
 
 impl Task {
     async fn live(mut self, creator: Creator, ended: Ended) {
-        let Creator { answer: created, clock, wish } = creator;
-        match self.bring_up(&clock).await {
-            Ok(()) => {
-                let (pid, address) = (self.resources.pid(), self.resources.host_address());
-                let expires_unix_s = wish.lifetime.map(|limit| self.lifetime.set(limit));
-                self.info.send_modify(|info| {
-                    info.state = SandboxState::Running;
-                    info.expires_unix_s = expires_unix_s;
-                    info.pid = pid;
-                    info.host_address = address.unwrap_or(info.host_address);
-                });
+        let Creator { answer: created, start, clock, wish } = creator;
+        match self.become_ready(&start, wish.lifetime, &clock).await {
+            Ok(info) => {
+                self.info.send_replace(info);
                 if !created.is_closed() {
                     self.shared.events.emit_plain(EventKind::Ready, &self.id, &self.maker);
                 }
                 // A creator that is gone has cancelled `leave`.
                 let _ = created.send(Ok(()));
-                self.serve().await;
-                let (clock, ending) = (Clock::start(), self.ending());
-                if ending == Ending::Expired {
-                    self.shared.events.emit_plain(EventKind::Expired, &self.id, &Caller::Server);
-                }
-                self.drain(&ending).await;
-                self.end(false, clock, ending, ended).await;
+                self.run(ended).await;
             }
             Err(error) => {
                 warn!(sandbox_id = %self.id, %error, "not created");
@@ -232,12 +248,25 @@ impl Task {
         }
     }
 
+    /// From a running guest to nothing.
+    async fn run(mut self, ended: Ended) {
+        self.serve().await;
+        let (clock, ending) = (Clock::start(), self.ending());
+        if ending == Ending::Expired {
+            self.shared.events.emit_plain(EventKind::Expired, &self.id, &Caller::Server);
+        }
+        self.resources.ends(ending.clone()).await;
+        reached(Failpoint::DestroyJournaled);
+        self.drain(&ending).await;
+        self.end(false, clock, ending, ended).await;
+    }
+
     /// To a running guest; whoever asks for a command meanwhile is refused.
-    async fn bring_up(&mut self, clock: &Clock) -> Result<(), EngineError> {
-        let (id, start) = (self.id.clone(), self.start.clone());
+    async fn bring_up(&mut self, start: &Start, clock: &Clock) -> Result<(), EngineError> {
+        let id = self.id.clone();
         let (shared, leave) = (self.shared.clone(), self.leave.clone());
         // Never dropped on the way: a step that runs off this task would go on without an owner.
-        let mut up = std::pin::pin!(self.resources.bring_up(&id, &start, &shared, &leave, clock));
+        let mut up = std::pin::pin!(self.resources.bring_up(&id, start, &shared, &leave, clock));
         loop {
             tokio::select! {
                 outcome = &mut up => return outcome,
@@ -354,9 +383,17 @@ impl Task {
                 });
             }
             Ask::Extend(limit, answer) => {
-                let expires_unix_s = Some(self.lifetime.set(limit));
-                self.info.send_modify(|info| info.expires_unix_s = expires_unix_s);
-                let _ = answer.send(Ok(SandboxInfo { expires_unix_s, ..info }));
+                let expires_unix_ms = self.lifetime.set(limit);
+                let info = SandboxInfo { expires_unix_s: Some(expires_unix_ms / 1000), ..info };
+                self.info.send_replace(info.clone());
+                let written = self.resources.extend(info.clone(), expires_unix_ms);
+                self.jobs.spawn(async move {
+                    // It counts also if it cannot be written now.
+                    if let Some(written) = written {
+                        let _ = written.await;
+                    }
+                    let _ = answer.send(Ok(info));
+                });
             }
         }
     }
@@ -393,6 +430,7 @@ impl Task {
             info.pid = None;
         });
         // Commands see the session end by themselves, with the output they have.
+        self.resources.will_have_ended(&self.ending());
         self.resources.tear_down(&self.id, &self.shared, false).await;
     }
 
@@ -406,6 +444,7 @@ impl Task {
             self.jobs.wait().await;
         }
         clock.passed("drain");
+        self.resources.will_have_ended(&ending);
         clock.include(self.resources.tear_down(&self.id, &self.shared, keep_dir).await);
         let (who, reason) = (self.who_ends(&ending), Some(ending.as_str().to_owned()));
         let destroyed = Event::new(EventKind::Destroyed, Some(self.id.clone()));

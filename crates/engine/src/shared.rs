@@ -14,6 +14,7 @@ use crate::confine::Confinement;
 use crate::dirs::sandboxes;
 use crate::error::EngineError;
 use crate::events::Events;
+use crate::journal::Journal;
 use crate::limits::Limits;
 use crate::slots::Slots;
 use crate::snapshots::Machine;
@@ -29,6 +30,9 @@ pub(crate) struct Shared {
     pub(crate) limits: Arc<Limits>,
     pub(crate) slots: Arc<Slots>,
     pub(crate) events: Events,
+    pub(crate) journal: Journal,
+    /// Boot id of the host.
+    pub(crate) boot_id: Arc<str>,
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the engine shuts down.
     pub(crate) stop: CancellationToken,

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use manta_host::net::{HostNetwork, NetError, NetSlot};
+use manta_host::process::Process;
 use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
@@ -17,7 +18,7 @@ use crate::metrics::Pool;
 use crate::pool::{PoolStatus, Stats};
 
 /// Indices a slot can have; the address pairs of 198.18.0.0/15 would allow more.
-const INDICES: u16 = 16_384;
+pub(crate) const INDICES: u16 = 16_384;
 
 /// The pool.
 #[derive(Debug)]
@@ -48,8 +49,14 @@ impl State {
 }
 
 impl Slots {
-    pub(crate) fn new(host: Arc<HostNetwork>, confinement: Confinement, target: usize) -> Arc<Self> {
-        let state = State { host: Some(host), ..State::default() };
+    /// `used` are the numbers of slots that an earlier server made, and that may still be somebody's.
+    pub(crate) fn new(
+        host: Arc<HostNetwork>,
+        confinement: Confinement,
+        target: usize,
+        used: BTreeSet<u16>,
+    ) -> Arc<Self> {
+        let state = State { host: Some(host), used, ..State::default() };
         Arc::new(Self {
             confinement,
             target,
@@ -68,6 +75,27 @@ impl Slots {
             Some(slot) => Ok(slot),
             None => self.make().await,
         }
+    }
+
+    /// Takes back the slot of a sandbox that an earlier server made, with the namespace that `vmm` is in. Blocking.
+    ///
+    /// # Errors
+    /// Why not; nothing of it is left on the host then.
+    pub(crate) fn adopt(&self, index: u16, vmm: &Process) -> Result<NetSlot, String> {
+        let host = self.state().host.clone().ok_or("the pool is closed")?;
+        NetSlot::adopt(&host, index, vmm).map_err(|error| crate::error::chain(&error))
+    }
+
+    /// Removes what is left of such a slot that was not taken back, whose VMM has ended: its number is free then. Blocking.
+    ///
+    /// # Errors
+    /// What could not be removed; its number is not used again.
+    pub(crate) fn discard(&self, index: u16) -> Result<(), String> {
+        if let Some(host) = self.state().host.clone() {
+            NetSlot::discard(&host, index).map_err(|error| crate::error::chain(&error))?;
+        }
+        self.state().used.remove(&index);
+        Ok(())
     }
 
     /// Makes a slot ready for another sandbox or takes it apart; its VMM has ended. Errors are logged, and its index is not used again then.

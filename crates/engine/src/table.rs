@@ -41,10 +41,22 @@ impl Table {
         self.lock().destroyed.get(id).cloned()
     }
 
+    /// What became of sandboxes of earlier servers, oldest first.
+    pub(crate) fn remembering(endings: Vec<(SandboxId, Ending)>) -> Arc<Self> {
+        let table = Arc::new(Self::default());
+        endings.into_iter().for_each(|(id, ending)| table.remember(&id, ending));
+        table
+    }
+
     /// A sandbox is gone: its guest is dead, its files are removed.
     fn ended(&self, id: &SandboxId, ending: Ending) {
+        self.lock().sandboxes.remove(id);
+        self.remember(id, ending);
+    }
+
+    /// What became of a sandbox that is not in the table.
+    pub(crate) fn remember(&self, id: &SandboxId, ending: Ending) {
         let mut entries = self.lock();
-        entries.sandboxes.remove(id);
         if entries.destroyed.insert(id.clone(), ending).is_none() {
             entries.destroyed_order.push_back(id.clone());
         }

@@ -64,6 +64,7 @@ impl ApiError {
             EngineError::KeyRateLimit { .. } => (ErrorCode::KeyRateLimit, None),
             EngineError::Overloaded { .. } => (ErrorCode::Overloaded, None),
             EngineError::ShuttingDown => (ErrorCode::ShuttingDown, None),
+            EngineError::JournalUnwritable { .. } => (ErrorCode::JournalUnwritable, None),
             EngineError::BootFailed { .. } => (ErrorCode::BootFailed, None),
             EngineError::SnapshotNotFound(_) => (ErrorCode::SnapshotNotFound, None),
             EngineError::SnapshotNameTaken(_) => (ErrorCode::SnapshotNameTaken, None),

@@ -32,6 +32,7 @@ pub use doctor::{DoctorArgs, doctor};
 pub use http::UnixSocketError;
 pub use key_cli::{KeyArgs, KeyCliError, key};
 pub use keys::KeyFileError;
+pub use manta_engine::failpoints;
 pub use routes::openapi;
 pub use run::{ServerError, main};
 pub use snapshot_cli::{SnapshotArgs, SnapshotCliError, snapshot};

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use manta_engine::{CgroupMode, Engine, EngineConfig, ShutdownReport, StartError, VMM_OVERHEAD_MIB};
+use manta_engine::{
+    ArmedFailpoint, CgroupMode, Engine, EngineConfig, FAILPOINT_VARIABLE, ShutdownReport, StartError,
+    VMM_OVERHEAD_MIB,
+};
 use manta_host::disk::CloneMode;
 use manta_host::{facts, net};
 use manta_vmm::{JailerChoice, VmmChoice, VmmError};
@@ -93,6 +96,7 @@ pub enum ServerError {
 /// See [`ServerError`].
 pub fn main(args: ServerArgs) -> Result<(), ServerError> {
     telemetry::init(&args.log, args.log_format).map_err(ServerError::Setting)?;
+    arm_failpoint()?;
     if !is_root() {
         return Err(ServerError::NotRoot);
     }
@@ -121,9 +125,17 @@ async fn serve(args: ServerArgs) -> Result<(), ServerError> {
     let conditions = Conditions::read(&args, config.vmm.info(), reason, config.egress.as_deref());
     let engine = tokio::task::block_in_place(|| Engine::start(config)).map_err(ServerError::Engine)?;
     let engine = Arc::new(engine);
-    // Connections made meanwhile wait; a signal does not.
+    // Connections made meanwhile wait; a signal does not. Nobody waits for the golden snapshot who has sandboxes already.
+    let getting_ready = async {
+        if engine.recover().await == 0 {
+            engine.prepare().await;
+        } else {
+            let engine = engine.clone();
+            tokio::spawn(async move { engine.prepare().await });
+        }
+    };
     let ended_early = tokio::select! {
-        () = engine.prepare() => false,
+        () = getting_ready => false,
         _ = terminate.recv() => true,
         _ = interrupt.recv() => true,
     };
@@ -159,6 +171,16 @@ fn tell_supervisor(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         warn!(%error, "the supervisor cannot be told");
     }
+}
+
+/// For tests that kill the server at a step; see [`manta_engine::failpoints`].
+fn arm_failpoint() -> Result<(), ServerError> {
+    let Some(text) = std::env::var_os(FAILPOINT_VARIABLE) else { return Ok(()) };
+    let armed: Result<ArmedFailpoint, String> = text.to_string_lossy().parse();
+    let armed = armed.map_err(|error| ServerError::Setting(format!("{FAILPOINT_VARIABLE}: {error}")))?;
+    warn!(step = ?text, "{FAILPOINT_VARIABLE} is set: the server will kill itself");
+    armed.arm();
+    Ok(())
 }
 
 fn finished(report: ShutdownReport) -> Result<(), ServerError> {

@@ -14,6 +14,7 @@ use super::Engine;
 use crate::admission::Place;
 use crate::caller::Caller;
 use crate::error::EngineError;
+use crate::failpoint::{Failpoint, reached};
 use crate::pool::Member;
 use crate::resources::{Resources, Start};
 use crate::sandbox::{Creator, Handle};
@@ -42,8 +43,13 @@ impl Wish {
 impl Engine {
     /// See [`Engine::create`].
     pub(super) async fn create_timed(&self, wish: &Wish, clock: &Clock) -> Result<SandboxId, EngineError> {
+        self.ensure_journal()?;
         let mut place = Some(self.admission.enter(&wish.caller)?);
         let _busy = self.foreground.enter();
+        tokio::select! {
+            () = self.decided.cancelled() => {}
+            () = self.shared.stop.cancelled() => return Err(EngineError::ShuttingDown),
+        }
         let Some(golden) = self.template.current() else {
             return self.begin(Start::Boot, wish, place, clock).await;
         };
@@ -75,6 +81,7 @@ impl Engine {
         wish: &Wish,
         clock: &Clock,
     ) -> Result<SandboxId, EngineError> {
+        self.ensure_journal()?;
         let mut place = Some(self.admission.enter(&wish.caller)?);
         let _busy = self.foreground.enter();
         let stored = self.stored(id).await?;
@@ -109,9 +116,11 @@ impl Engine {
         let Some(Member { id, resources, .. }) = self.warm.claim(of, is_golden, &self.shared).await else {
             return Ok(None);
         };
+        reached(Failpoint::ClaimTaken);
         clock.passed("queue");
         clock.claimed(PoolUse::Hit);
         let place = self.place_or_another(place.take(), wish)?;
+        let resources = resources.claimed();
         match self.bring_up(id, Start::Restore(of.clone()), wish, resources, place, clock).await {
             Ok(id) => Ok(Some(id)),
             Err(error @ EngineError::BootFailed { .. }) => {
@@ -141,7 +150,7 @@ impl Engine {
         };
         clock.claimed(if prepared.is_some() { PoolUse::Prepared } else { PoolUse::Miss });
         let (id, resources) = match prepared {
-            Some(Member { id, resources, .. }) => (id, resources),
+            Some(Member { id, resources, .. }) => (id, resources.claimed()),
             None => (SandboxId::from_random(random()?), Resources::default()),
         };
         let begun = self.bring_up_or_again(id, start, wish, resources, place, clock);
@@ -207,11 +216,10 @@ impl Engine {
             host_address: Ipv4Addr::UNSPECIFIED,
         };
         let (answer, outcome) = oneshot::channel();
-        let creator = Creator { answer, clock: clock.clone(), wish: wish.clone() };
+        let creator = Creator { answer, start, clock: clock.clone(), wish: wish.clone() };
         let shared = self.shared.clone();
-        let handle = self
-            .table
-            .insert(&id, |ended| Handle::start(info, start, resources, shared, place, creator, ended));
+        let handle =
+            self.table.insert(&id, |ended| Handle::start(info, resources, shared, place, creator, ended));
         let guard = handle.leave_on_drop();
         outcome.await.unwrap_or(Err(EngineError::ShuttingDown))?;
         guard.disarm();

@@ -1,16 +1,20 @@
 //! The way in: a table of sandboxes and what they share.
 
 mod begin;
+mod ready;
 
 pub(crate) use begin::Wish;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use manta_api::{SandboxId, SandboxInfo, SnapshotId, SnapshotInfo};
 use manta_host::disk::{CloneMode, reflink_supported};
+use manta_host::facts;
 use manta_host::lock::{ServerLock, WorkDirLock};
-use manta_host::net::HostNetwork;
+use manta_host::net::{HostNetwork, sweep_network};
+use manta_host::process::processes_in;
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -23,20 +27,21 @@ use crate::config::{EngineConfig, VMM_OVERHEAD_MIB};
 use crate::confine::Confinement;
 use crate::dirs::{self, make_dir, sandboxes};
 use crate::error::{EngineError, StartError};
-use crate::events::{EventReader, Events};
+use crate::events::{EventReader, Events, unix_ms};
 use crate::exec::ExecSpec;
+use crate::failpoint::{Failpoint, reached};
 use crate::fingerprint;
+use crate::journal::Journal;
 use crate::lifetime;
 use crate::limits::Limits as VmmLimits;
 use crate::metrics;
 use crate::places::{HostLimits, Places};
 use crate::pool::{Foreground, Pools, PreparedVms, WarmPool};
-use crate::resources::Start;
+use crate::recovery::Plan;
 use crate::sandbox::Handle;
 use crate::shared::Shared;
 use crate::slots::Slots;
-use crate::snapshots::{Limits, Order, SnapshotName, Store, StoreError, Stored, blocking, golden};
-use crate::sweep::sweep;
+use crate::snapshots::{Limits, Order, SnapshotName, Store, StoreError, blocking};
 use crate::table::Table;
 use crate::template::Template;
 use crate::timing::{Clock, Operation, Timed, Timings};
@@ -53,12 +58,16 @@ pub struct Engine {
     shared: Shared,
     /// Writes events to the log; ends after all else.
     logging: TaskTracker,
+    /// What an earlier server left, until it is dealt with.
+    left: Mutex<Option<Plan>>,
     table: Arc<Table>,
     admission: Arc<Admission>,
     foreground: Arc<Foreground>,
     snapshots: Store,
     templates: Store,
     template: Template,
+    /// Cancelled once it is known what new sandboxes begin with.
+    decided: CancellationToken,
     prepared: Arc<PreparedVms>,
     warm: Arc<WarmPool>,
     degraded: Vec<String>,
@@ -73,8 +82,8 @@ pub struct ShutdownReport {
 }
 
 impl Engine {
-    /// Takes the host's resources and sweeps what a killed predecessor left. Blocking, seconds at
-    /// most; must be called within a Tokio runtime.
+    /// Takes the host's resources, and decides what becomes of what a killed predecessor left: [`Self::recover`] is
+    /// next. Blocking, seconds at most; must be called within a Tokio runtime.
     ///
     /// # Errors
     /// Whatever of the settings or the host would keep sandboxes from working.
@@ -96,10 +105,11 @@ impl Engine {
                 return Err(StartError::NoReflink(config.work_dir.clone()));
             }
         }
-        let events = Events::default();
+        let left = StartError::host("find out what a killed server left behind");
+        let deserted = || processes_in(&sandboxes(&config)).is_ok_and(|strays| strays.is_empty());
+        let (journal, archive, found) =
+            Journal::open(&config.work_dir, deserted).map_err(StartError::host("use the journal"))?;
         let vmm_limits = VmmLimits::set_up(&config)?;
-        sweep(&sandboxes(&config), vmm_limits.cgroups(), &events)
-            .map_err(StartError::host("remove what a killed server left behind"))?;
         let artifacts = Artifacts::prepare(&config)?;
         let machine = fingerprint::machine(&config, &artifacts)
             .map_err(StartError::host("take the fingerprint of what snapshots depend on"))?;
@@ -111,9 +121,22 @@ impl Engine {
         let opened = |store: Result<Store, StoreError>| store.map_err(StartError::host("open the snapshots"));
         let snapshots = opened(Store::open(&dirs::snapshots(&config.work_dir), limits))?;
         let templates = opened(Store::open(&dirs::golden(&config.work_dir), Limits::NONE))?;
-        let host = HostNetwork::set_up(config.egress.as_deref())
+        let boot_id: Arc<str> = facts::boot_id().unwrap_or_default().into();
+        let plan = Plan::make(found.rows, &sandboxes(&config), &boot_id, unix_ms()).map_err(left)?;
+        let ours = config.vmm.info().kind.to_string();
+        if let Some((theirs, count)) = plan.other_vmm(&ours) {
+            return Err(StartError::OtherVmm { count, theirs, ours });
+        }
+        reached(Failpoint::RecoverOpened);
+        // From here on something is changed, and nothing fails that could be known before.
+        let kept: Vec<u16> = plan.kept_slots().into_iter().collect();
+        sweep_network(&kept)
+            .map_err(StartError::host("remove the network that a killed server left behind"))?;
+        let host = HostNetwork::take_over(config.egress.as_deref(), &kept)
             .map_err(StartError::host("set up the host's side of the sandboxes' network"))?
             .with_limits(config.net_limits);
+        reached(Failpoint::RecoverNetwork);
+        plan.sweep_groups(vmm_limits.cgroups());
 
         let confinement = Confinement::for_vmm(config.vmm.info());
         let mut degraded = Vec::new();
@@ -127,9 +150,11 @@ impl Engine {
         degraded.extend(confinement.no_jail_because.clone());
         degraded.extend(confinement.root_because.clone());
         degraded.extend_from_slice(vmm_limits.cgroups().missing());
+        degraded.extend(found.put_aside);
         degraded.iter().for_each(|what| warn!("degraded: {what}"));
 
-        let slots = Slots::new(Arc::new(host), confinement.clone(), config.netns_pool_size);
+        let slots =
+            Slots::new(Arc::new(host), confinement.clone(), config.netns_pool_size, plan.taken_slots());
         let stop = CancellationToken::new();
         let places = Places::new(HostLimits {
             max_sandboxes: config.max_sandboxes,
@@ -146,77 +171,35 @@ impl Engine {
             confinement,
             limits: Arc::new(vmm_limits),
             slots: slots.clone(),
-            events,
+            events: Events::new(found.next_seq, archive),
+            journal,
+            boot_id,
             tasks: TaskTracker::new(),
             stop,
         };
         let logging = TaskTracker::new();
         logging.spawn(shared.events.clone().log());
-        shared.tasks.spawn(slots.keep_full(shared.stop.clone()));
+        logging.spawn(shared.events.clone().write(shared.journal.clone()));
         let prepared = PreparedVms::new(shared.config.vmm_pool_size);
-        shared.tasks.spawn(prepared.clone().keep_full(shared.clone()));
         let foreground = Arc::<Foreground>::default();
         let (target, max_age) = (shared.config.warm_pool_size, shared.config.warm_max_age);
         let warm = WarmPool::new(target, max_age, foreground.clone(), admission.clone());
-        shared.tasks.spawn(warm.clone().keep_full(shared.clone()));
         Ok(Self {
             shared,
             logging,
-            table: Arc::default(),
+            left: Mutex::new(Some(plan)),
+            table: Table::remembering(found.endings),
             admission,
             foreground,
             snapshots,
             templates,
             template: Template::default(),
+            decided: CancellationToken::new(),
             prepared,
             warm,
             degraded,
             _locks: (server_lock, work_dir_lock),
         })
-    }
-
-    /// Makes sure that there is a golden snapshot for these settings, if there is to be one. Seconds, when it has
-    /// to be made. Failing that, sandboxes boot, and [`Self::degraded`] says why.
-    pub async fn prepare(&self) {
-        if !self.shared.config.golden_snapshot {
-            return;
-        }
-        match self.find_or_make_golden().await {
-            Ok(stored) => {
-                self.prepared.set(Some(stored.clone()));
-                self.warm.set_golden(Some(stored.clone()));
-                self.template.set(stored);
-            }
-            Err(error) => {
-                warn!(%error, "no golden snapshot: every sandbox boots");
-                self.template.give_up(error.to_string());
-            }
-        }
-    }
-
-    async fn find_or_make_golden(&self) -> Result<Arc<Stored>, EngineError> {
-        let (templates, machine) = (self.templates.clone(), self.shared.machine.clone());
-        if let Some(stored) = blocking(move || templates.golden(&machine)).await? {
-            // Its memory is too large to be hashed, so it is tried.
-            match self.begin(Start::Restore(stored.clone()), &Wish::OWN, None, &Clock::start()).await {
-                Ok(id) => {
-                    info!(snapshot_id = %stored.manifest.id, "golden snapshot found");
-                    self.destroy(&Caller::Server, &id).await?;
-                    return Ok(stored);
-                }
-                Err(error @ EngineError::BootFailed { .. }) => {
-                    warn!(%error, "the golden snapshot cannot be restored: it is made anew");
-                    let (templates, id) = (self.templates.clone(), stored.manifest.id.clone());
-                    blocking(move || templates.delete(&id)).await?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        info!("making the golden snapshot");
-        let id = self.begin(Start::Boot, &Wish::OWN, None, &Clock::start()).await?;
-        let made = golden::make(&self.handle(&id)?, self.templates.clone()).await;
-        self.destroy(&Caller::Server, &id).await?;
-        made
     }
 
     /// A new sandbox, ready for commands, which is destroyed after `timeout`, or the engine's default. Dropping this
@@ -285,6 +268,7 @@ impl Engine {
     ) -> Result<(SnapshotId, Duration), EngineError> {
         let name = name.map(str::parse::<SnapshotName>).transpose();
         let name = name.map_err(|error| EngineError::BadRequest(error.to_string()))?;
+        self.ensure_journal()?;
         let _busy = self.foreground.enter();
         let order = Order { caller: caller.clone(), store: self.snapshots.clone(), name, clock };
         let stored = self.handle(id)?.snapshot(order).await?;
@@ -393,7 +377,9 @@ impl Engine {
     /// What is not as it should be, and what to do about it.
     #[must_use]
     pub fn degraded(&self) -> Vec<String> {
-        self.degraded.iter().cloned().chain(self.template.problem()).collect()
+        let journal = self.shared.journal.ensure_writable().err();
+        let journal = journal.map(|error| format!("nothing new can be begun: {error}"));
+        self.degraded.iter().cloned().chain(self.template.problem()).chain(journal).collect()
     }
 
     /// How the pools do.
@@ -429,6 +415,10 @@ impl Engine {
         self.logging.close();
         // Whoever keeps the log may not read it any more.
         let _ = tokio::time::timeout(LOG_LIMIT, self.logging.wait()).await;
+        let journal = self.shared.journal.clone();
+        if spawn_blocking(move || journal.close()).await.is_err() {
+            report.problems.push("closing the journal panicked".to_owned());
+        }
         match self.shared.slots.close().await.map(Arc::try_unwrap) {
             Some(Ok(host)) => {
                 if let Err(error) = host.tear_down() {
@@ -443,6 +433,12 @@ impl Engine {
         }
         info!(problems = ?report.problems, "shut down");
         report
+    }
+
+    /// That what is begun now can be written down.
+    fn ensure_journal(&self) -> Result<(), EngineError> {
+        let written = self.shared.journal.ensure_writable();
+        written.map_err(|error| EngineError::JournalUnwritable { reason: error.to_string() })
     }
 
     fn handle(&self, id: &SandboxId) -> Result<Handle, EngineError> {

@@ -9,6 +9,7 @@ use manta_api::SandboxId;
 use tokio::time::Instant;
 
 use crate::error::EngineError;
+use crate::failpoint::{Failpoint, reached};
 use crate::resources::{Resources, Start};
 use crate::shared::{Shared, random};
 use crate::snapshots::Stored;
@@ -59,6 +60,8 @@ impl Member {
             resources.exercise(&id, &walk.programs(), shared, &leave).await?;
             clock.passed("exercise");
             resources.rest().await?;
+            reached(Failpoint::RefillRests);
+            resources.waits();
             clock.passed("rest");
             Ok(())
         };
@@ -92,7 +95,7 @@ impl Member {
     fn new(of: Arc<Stored>) -> Result<Self, EngineError> {
         let id = SandboxId::from_random(random()?);
         let now = Instant::now();
-        Ok(Self { id, resources: Resources::default(), of, made: now, fresh: now })
+        Ok(Self { id, resources: Resources::ahead_of_time(), of, made: now, fresh: now })
     }
 
     fn or_discard(self, outcome: Result<(), EngineError>, shared: &Shared) -> Result<Self, EngineError> {

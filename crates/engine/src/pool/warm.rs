@@ -18,6 +18,7 @@ use super::plan::{self, Supply};
 use super::{Foreground, PoolStatus, Stats, headroom};
 use crate::admission::Admission;
 use crate::error::EngineError;
+use crate::failpoint::{Failpoint, reached};
 use crate::metrics::Pool;
 use crate::shared::Shared;
 use crate::snapshots::{Stored, blocking};
@@ -288,6 +289,7 @@ impl WarmPool {
                     changed.notify_one();
                 }));
                 state.waiting.push_back(Waiting { member, watch });
+                reached(Failpoint::RefillWaits);
             }
             Err(_) if shared.stop.is_cancelled() => {}
             Err(error) => {

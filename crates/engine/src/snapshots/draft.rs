@@ -19,6 +19,7 @@ use super::manifest::{FORMAT, Manifest};
 use super::name::SnapshotName;
 use super::store::Inner;
 use super::stored::Stored;
+use crate::failpoint::{Failpoint, reached};
 
 /// A place in the store, its name and its directory. Dropped without [`Draft::commit`], it removes all of it,
 /// blocking.
@@ -90,12 +91,14 @@ impl Draft {
         };
         manifest.write(&self.dir).map_err(StoreError::io("write", &self.dir.join(MANIFEST)))?;
         sync_dir(&self.dir).map_err(StoreError::io("bring to the disk the directory", &self.dir))?;
+        reached(Failpoint::SnapshotSealed);
         let dir = self.store.dir.join(self.id.as_str());
         // The one step at which it begins to exist: all before is a leftover after a crash.
         fs::rename(&self.dir, &dir).map_err(StoreError::io("rename", &self.dir))?;
         self.dir = dir;
         sync_dir(&self.store.dir)
             .map_err(StoreError::io("bring to the disk the directory", &self.store.dir))?;
+        reached(Failpoint::SnapshotNamed);
         let stored = Arc::new(Stored { manifest, dir: self.dir.clone() });
         self.store.admit(stored.clone());
         self.committed = true;

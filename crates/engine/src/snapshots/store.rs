@@ -18,6 +18,7 @@ use super::machine::{Compare, Machine};
 use super::name::SnapshotName;
 use super::scan::{Found, scan};
 use super::stored::{Stored, Unreadable};
+use crate::failpoint::{Failpoint, reached};
 
 /// See [`Limits::reserve_bytes`]; where nothing else is set.
 const RESERVE_BYTES: u64 = 256 << 20;
@@ -196,12 +197,14 @@ impl Store {
             buried
         };
         let Some(dead) = dead else { return Ok(()) };
+        reached(Failpoint::DeleteBuried);
         let removed = sync_dir(parent)
             .map_err(StoreError::io("bring to the disk the directory", parent))
             .and_then(|()| remove_all(&dead).map_err(StoreError::io("remove", &dead)));
         if removed.is_err() {
             self.0.lock().leftover_bytes += dir_bytes(&dead);
         }
+        reached(Failpoint::DeleteRemoved);
         removed
     }
 

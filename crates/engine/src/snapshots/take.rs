@@ -15,11 +15,12 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Draft, SnapshotName, Store, StoreError, Stored};
+use super::{Draft, Machine, SnapshotName, Store, StoreError, Stored};
 use crate::agent::Session;
 use crate::artifacts::by_descriptor;
 use crate::caller::Caller;
 use crate::error::{EngineError, chain};
+use crate::failpoint::{Failpoint, reached};
 use crate::guest;
 use crate::shared::Shared;
 use crate::timing::Clock;
@@ -34,6 +35,8 @@ pub(crate) struct Subject {
     pub(crate) session: Session,
     /// The sandbox's own disk.
     pub(crate) disk: Arc<File>,
+    /// What it is: of other settings than today's, perhaps, if it was taken back from a killed server.
+    pub(crate) machine: Arc<Machine>,
 }
 
 /// What is wanted.
@@ -85,12 +88,14 @@ async fn save(
     unwanted: impl Fn() -> bool,
 ) -> Result<Arc<Stored>, EngineError> {
     let Order { store, name, clock, .. } = order;
-    let mem_bytes = u64::from(shared.config.mem_mib) << 20;
+    let machine = subject.machine.clone();
+    let mem_bytes = u64::from(machine.mem_mib) << 20;
     let disk_bytes = subject.disk.metadata().map_or(0, |found| found.blocks() * 512);
     let draft = blocking(move || store.begin(name, mem_bytes + disk_bytes)).await?;
+    reached(Failpoint::SnapshotDrafted);
     clock.passed("draft");
     match fill(info, subject, &draft, shared, doomed, &clock).await {
-        Ok(pause) if !unwanted() => commit(info, draft, pause, shared, &clock).await,
+        Ok(pause) if !unwanted() => commit(info, draft, pause, &machine, &clock).await,
         outcome => {
             let removed = spawn_blocking(move || drop(draft)).await;
             debug_assert!(removed.is_ok(), "dropping a draft panicked");
@@ -108,15 +113,18 @@ async fn fill(
     doomed: &CancellationToken,
     clock: &Clock,
 ) -> Result<Duration, EngineError> {
-    let Subject { vm, session, disk } = subject;
+    let Subject { vm, session, disk, .. } = subject;
     // How long the guest takes is up to the guest.
     let parked = doomed.run_until_cancelled(session.park(PARK_LIMIT)).await.ok_or_else(|| going(info))?;
     parked.map_err(|error| failed("parking the agent", &error))?;
+    reached(Failpoint::SnapshotParked);
     clock.passed("park");
     let paused = pause_and_save(&*vm, draft, disk, shared).await;
+    reached(Failpoint::SnapshotSaved);
     clock.passed_with("save", "pause", *paused.as_ref().unwrap_or(&Duration::ZERO));
     // Whatever happened, the guest goes on if it can.
     let resumed = doomed.run_until_cancelled(guest::resume(&session, &shared.config)).await;
+    reached(Failpoint::SnapshotResumed);
     clock.passed("resume");
     let pause = paused?;
     resumed.ok_or_else(|| going(info))?.map_err(|error| failed("letting the guest go on", &error))?;
@@ -127,11 +135,11 @@ async fn commit(
     info: &SandboxInfo,
     draft: Draft,
     pause: Duration,
-    shared: &Shared,
+    machine: &Machine,
     clock: &Clock,
 ) -> Result<Arc<Stored>, EngineError> {
     let created_unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    let (sandbox_id, machine) = (info.id.clone(), shared.machine.as_ref().clone());
+    let (sandbox_id, machine) = (info.id.clone(), machine.clone());
     let created_unix_ms = u64::try_from(created_unix_ms).unwrap_or_default();
     let stored = blocking(move || draft.commit(sandbox_id, created_unix_ms, machine, pause)).await?;
     clock.passed("commit");
@@ -150,6 +158,7 @@ async fn pause_and_save(
     let (to, mode) = (draft.disk(), shared.config.clone_mode);
     let clone_disk: BoxFuture<'_, io::Result<()>> = Box::pin(async move {
         let cloned = spawn_blocking(move || clone_file(&by_descriptor(&disk), &to, mode)).await?;
+        reached(Failpoint::SnapshotPaused);
         cloned.map(drop).map_err(|error| io::Error::other(chain(&error)))
     });
     let files: SnapshotFiles = draft.files();

@@ -32,7 +32,7 @@ enum Follow {
     Yes,
 }
 
-/// Tells what happened to sandboxes, one JSON object a line, in order. The last 10,000 events are kept; whoever asks
+/// Tells what happened to sandboxes, one JSON object a line, in order. The last 100,000 events are kept, over restarts; whoever asks
 /// for older ones, or does not read fast enough, gets a line with `event` `lost` in their place.
 #[utoipa::path(
     get,

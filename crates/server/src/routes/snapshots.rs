@@ -33,7 +33,7 @@ use crate::server_timing::ServerTiming;
         (status = 415, body = ErrorBody),
         (status = 500, body = ErrorBody),
         (status = 502, body = ErrorBody, description = "`snapshot_failed`; the sandbox runs on if it can"),
-        (status = 503, body = ErrorBody, description = "`sandbox_busy`; see Retry-After"),
+        (status = 503, body = ErrorBody, description = "`sandbox_busy` or `journal_unwritable`; see Retry-After"),
         (status = 507, body = ErrorBody, description = "`snapshot_storage_full`"),
     )
 )]
@@ -68,7 +68,7 @@ pub(super) async fn create(
         (status = 429, body = ErrorBody, description = "`key_sandbox_limit` or `key_rate_limit`; see Retry-After"),
         (status = 500, body = ErrorBody),
         (status = 502, body = ErrorBody, description = "`boot_failed`"),
-        (status = 503, body = ErrorBody, description = "`host_full`, `host_memory_full`, `host_disk_full`, `overloaded` or `shutting_down`; see Retry-After"),
+        (status = 503, body = ErrorBody, description = "`host_full`, `host_memory_full`, `host_disk_full`, `overloaded`, `journal_unwritable` or `shutting_down`; see Retry-After"),
     )
 )]
 pub(super) async fn restore(

@@ -1,20 +1,22 @@
 //! What one sandbox uses on the host: acquired step by step, given back in the opposite order,
 //! whatever step was reached. Owned by the sandbox's task; see [`crate::sandbox`].
 
-use std::fs::{self, File};
+mod adopt;
+mod disk;
+mod entry;
+mod rest;
+
+use std::fs::File;
 use std::io::Write as _;
-use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::chown;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use manta_agent_proto::{Identity, Network, Program};
+use manta_agent_proto::{Identity, Network};
 use manta_api::{SandboxId, SandboxState};
 use manta_host::Cgroup;
-use manta_host::disk::clone_file;
 use manta_host::net::{GUEST, NetSlot};
-use manta_host::process::Credentials;
 use manta_vmm::{Exit, MicroVm, Origin, Place, VmmError};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -24,23 +26,21 @@ use crate::agent::{End, Session};
 use crate::artifacts::by_descriptor;
 use crate::dirs::remove_dir;
 use crate::error::{EngineError, chain};
-use crate::exec::{self, ExecSpec};
+use crate::failpoint::{Failpoint, Stage, Way, reached};
 use crate::guest;
+use crate::journal::{Record, VmmProcess};
 use crate::shared::Shared;
 use crate::snapshots::{Stored, Subject};
 use crate::timing::{Clock, Timings};
 
+use disk::make_disk;
+use entry::{first_row, patiently, unwritable};
+
 /// A dead VMM's sockets close this long, at most, before its end is seen.
 const DYING: Duration = Duration::from_millis(500);
 
-/// For one command that a guest is exercised with.
-const EXERCISE_LIMIT: Duration = Duration::from_secs(30);
-
 /// How Linux begins its last words.
 const PANIC: &str = "Kernel panic - not syncing";
-
-/// A sandbox's own disk, in its directory.
-const DISK: &str = "disk.ext4";
 
 /// What ended, and why.
 #[derive(Debug)]
@@ -63,6 +63,10 @@ pub(crate) enum Start {
 /// Everything of one sandbox.
 #[derive(Debug, Default)]
 pub(crate) struct Resources {
+    /// What the journal knows of it; there before anything else is.
+    record: Option<Record>,
+    /// Nobody has asked for it yet.
+    ahead: bool,
     dir: Option<PathBuf>,
     /// The sandbox's own disk, held since before its directory was given to the VMM: what is in there may be
     /// anything by now.
@@ -75,6 +79,19 @@ pub(crate) struct Resources {
 }
 
 impl Resources {
+    /// Of a sandbox that is made before anybody asks for it.
+    pub(crate) fn ahead_of_time() -> Self {
+        let mut resources = Self::default();
+        resources.ahead = true;
+        resources
+    }
+
+    /// Somebody has asked for it.
+    pub(crate) fn claimed(mut self) -> Self {
+        self.ahead = false;
+        self
+    }
+
     /// All the way to an adopted guest, from whatever was reached before. Must be awaited to its end: `leave` ends
     /// its waits early, with whatever was reached in `self`.
     pub(crate) async fn bring_up(
@@ -91,7 +108,15 @@ impl Resources {
         if self.vm.is_none() {
             self.prepare(id, start, shared, leave, clock).await?;
         }
-        self.start_guest(id, shared, leave, clock).await
+        self.start_guest(id, self.way(start), shared, leave, clock).await
+    }
+
+    fn way(&self, start: &Start) -> Way {
+        match start {
+            _ if self.ahead => Way::Refill,
+            Start::Boot => Way::Boot,
+            Start::Restore(_) => Way::Restore,
+        }
     }
 
     /// Up to a VMM that waits to be started; as [`Self::bring_up`].
@@ -109,6 +134,15 @@ impl Resources {
             (slot.index(), Arc::new(slot.netns().clone()), slot.tap_name().to_owned());
         let credentials = shared.confinement.credentials(index);
         clock.passed("network");
+        let way = self.way(start);
+        match Record::begin(&shared.journal, first_row(id, start, index, credentials.uid, shared)).await {
+            Ok(record) => self.record = Some(record),
+            Err(error) => {
+                self.slot = Some(slot);
+                return Err(unwritable(error));
+            }
+        }
+        way.reached(Stage::Journaled);
 
         let dir = shared.sandbox_dir(id);
         self.dir = Some(dir.clone());
@@ -132,10 +166,13 @@ impl Resources {
         let group = self.cgroup.insert(group?);
         let entry = group.entry().map_err(|error| host("opening the cgroup")(chain(&error)))?;
         let (disk, tap) = made.map_err(host("making the disk and opening the tap"))?;
+        let (disk, disk_id) = disk;
         let disk = Arc::new(disk);
         let disk_path = by_descriptor(&disk);
         self.disk = Some(disk);
+        self.record.iter_mut().for_each(|record| record.has_disk(disk_id));
         clock.passed("disk");
+        way.reached(Stage::Disk);
         if leave.is_cancelled() {
             return Err(left(id, shared));
         }
@@ -155,7 +192,12 @@ impl Resources {
                 return Err(boot("starting the VMM")(chain(&error)));
             }
         };
+        way.reached(Stage::Spawned);
+        let process = vm.process_id();
         self.vm = Some(vm);
+        self.record.iter_mut().for_each(|record| {
+            record.has_process(VmmProcess { pid: process.pid, start_ticks: process.start_ticks });
+        });
         clock.passed("spawn");
         info!(sandbox_id = %id, stages = %clock.timings(), "prepared");
         Ok(())
@@ -165,6 +207,7 @@ impl Resources {
     async fn start_guest(
         &mut self,
         id: &SandboxId,
+        way: Way,
         shared: &Shared,
         leave: &CancellationToken,
         clock: &Clock,
@@ -181,6 +224,7 @@ impl Resources {
         let up = async {
             vm.start().await.map_err(|error| boot("starting the guest")(chain(&error)))?;
             clock.passed("start");
+            way.reached(Stage::Started);
             let session = guest::connect(&vm, Some(identity), config).await?;
             clock.passed("adopt");
             Ok(session)
@@ -198,68 +242,14 @@ impl Resources {
             }
         };
         self.session = Some(session);
+        way.reached(Stage::Adopted);
         info!(sandbox_id = %id, stages = %clock.timings(), "created");
         Ok(())
     }
 
-    /// Has the adopted guest do once what it will be asked for, so that it need not be slow then.
-    pub(crate) async fn exercise(
-        &self,
-        id: &SandboxId,
-        programs: &[Program],
-        shared: &Shared,
-        leave: &CancellationToken,
-    ) -> Result<(), EngineError> {
-        let Some(session) = &self.session else { return Err(no_guest()) };
-        for program in programs {
-            let spec = ExecSpec {
-                program: program.clone(),
-                cwd: None,
-                env: Vec::new(),
-                stdin: Bytes::new(),
-                timeout: Some(EXERCISE_LIMIT),
-            };
-            exec::run(id, session, spec, &shared.config, leave, &Clock::start()).await?;
-        }
-        Ok(())
-    }
-
-    /// Lets the adopted guest rest until [`Self::rouse`]; it uses no processor meanwhile.
-    pub(crate) async fn rest(&self) -> Result<(), EngineError> {
-        let Some(vm) = &self.vm else { return Err(no_guest()) };
-        vm.rest().await.map_err(|error| boot("letting the guest rest")(chain(&error)))
-    }
-
-    /// From a guest that rests to one with the right time and fresh random numbers; as [`Self::bring_up`].
-    pub(crate) async fn rouse(
-        &self,
-        id: &SandboxId,
-        shared: &Shared,
-        leave: &CancellationToken,
-        clock: &Clock,
-    ) -> Result<(), EngineError> {
-        let (Some(vm), Some(session)) = (&self.vm, &self.session) else { return Err(no_guest()) };
-        let limit = shared.config.agent_call_timeout;
-        // What is said to the agent waits for it: both ways are gone at once.
-        let roused = async {
-            let wake = async { vm.wake().await.map_err(|error| boot("waking the guest")(chain(&error))) };
-            tokio::try_join!(wake, guest::readopt(session, &shared.config))
-        };
-        let roused = tokio::select! {
-            roused = tokio::time::timeout(limit, roused) => roused,
-            () = leave.cancelled() => return Err(left(id, shared)),
-        };
-        match roused {
-            Ok(Ok(_)) => {
-                clock.passed("rouse");
-                Ok(())
-            }
-            Ok(Err(error)) => Err(self.explain(error, &**vm, shared).await),
-            Err(_) => {
-                let reason = format!("no answer within {} ms", limit.as_millis());
-                Err(self.explain(boot("waking the guest")(reason), &**vm, shared).await)
-            }
-        }
+    /// Whether its guest was adopted already, and waits.
+    pub(crate) fn is_adopted(&self) -> bool {
+        self.session.is_some()
     }
 
     /// Completes when the microVM or the session with its agent is gone; never when there is none.
@@ -319,7 +309,13 @@ impl Resources {
 
     /// What a snapshot is taken of; none while there is no running guest.
     pub(crate) fn subject(&self) -> Option<Subject> {
-        Some(Subject { vm: self.vm.clone()?, session: self.session.clone()?, disk: self.disk.clone()? })
+        let machine = self.record.as_ref()?.row().machine.clone()?;
+        Some(Subject {
+            vm: self.vm.clone()?,
+            session: self.session.clone()?,
+            disk: self.disk.clone()?,
+            machine,
+        })
     }
 
     /// The address that stands for the sandbox on the host.
@@ -344,11 +340,14 @@ impl Resources {
                 error!(sandbox_id = %id, error = chain(&error), "the VMM could not be killed");
                 self.abandon_slot(shared);
                 keep_dir = true;
+                // Its entry stays, for the next server to try.
+                drop(self.record.take());
             }
             // Waits for a VMM that is still there.
             drop(spawn_blocking(move || drop(vm)));
         }
         clock.passed("kill");
+        reached(Failpoint::DestroyKilled);
         if let Some(dir) = self.dir.take() {
             let group = self.cgroup.take();
             let put_away = spawn_blocking(move || {
@@ -372,8 +371,14 @@ impl Resources {
             }
         }
         clock.passed("files");
+        reached(Failpoint::DestroyFiles);
+        // The slot needs no entry: what is no sandbox's is removed at the next start.
         if let Some(slot) = self.slot.take() {
             shared.tasks.spawn(shared.slots.release(slot));
+        }
+        if let Some(record) = self.record.take() {
+            patiently(record.forget()).await;
+            reached(Failpoint::DestroyForgotten);
         }
         clock.timings()
     }
@@ -419,20 +424,6 @@ impl Drop for Resources {
             let _ = remove_dir(&dir);
         }
     }
-}
-
-fn make_disk(dir: &Path, original: &Path, owner: &Credentials, shared: &Shared) -> Result<File, String> {
-    fs::create_dir(dir).map_err(|error| format!("cannot make {}: {error}", dir.display()))?;
-    let disk = dir.join(DISK);
-    clone_file(original, &disk, shared.config.clone_mode).map_err(|error| chain(&error))?;
-    let opened = File::open(&disk).map_err(|error| format!("cannot open {}: {error}", disk.display()))?;
-    for path in [dir, &disk] {
-        chown(path, Some(owner.uid), Some(owner.gid))
-            .map_err(|error| format!("cannot give {} to its VMM: {error}", path.display()))?;
-    }
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
-        .map_err(|error| format!("cannot protect {}: {error}", dir.display()))?;
-    Ok(opened)
 }
 
 /// The last words on a console, as part of a message.

@@ -1,0 +1,88 @@
+//! From a started engine to one that serves: what an earlier server left, and what new sandboxes begin with.
+
+use std::sync::{Arc, PoisonError};
+
+use tokio::sync::oneshot;
+use tracing::{error, info, warn};
+
+use super::{Engine, Wish};
+use crate::caller::Caller;
+use crate::error::EngineError;
+use crate::recovery::recover;
+use crate::resources::Start;
+use crate::snapshots::{Stored, blocking, golden};
+use crate::timing::Clock;
+
+impl Engine {
+    /// Takes back the sandboxes of a killed predecessor, says how many, and then removes what else it left, in the
+    /// background if somebody may be waiting for those sandboxes. Dropping this does not stop any of it.
+    pub async fn recover(&self) -> usize {
+        let plan = self.left.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (shared, tasks) = (&self.shared, &self.shared.tasks);
+        let mut adopted = 0;
+        if let Some(plan) = plan {
+            let (tell, told) = oneshot::channel();
+            let (table, admission) = (self.table.clone(), self.admission.clone());
+            let removed = tasks.spawn(recover(plan, shared.clone(), table, admission, tell));
+            adopted = told.await.unwrap_or(0);
+            if adopted == 0 && removed.await.is_err() {
+                error!("taking back or removing what a killed server left panicked");
+            }
+        }
+        tasks.spawn(shared.slots.clone().keep_full(shared.stop.clone()));
+        tasks.spawn(self.prepared.clone().keep_full(shared.clone()));
+        tasks.spawn(self.warm.clone().keep_full(shared.clone()));
+        adopted
+    }
+
+    /// Makes sure that there is a golden snapshot for these settings, if there is to be one. Seconds, when it has
+    /// to be made. Failing that, sandboxes boot, and [`Self::degraded`] says why.
+    pub async fn prepare(&self) {
+        self.decide().await;
+        self.decided.cancel();
+    }
+
+    async fn decide(&self) {
+        if !self.shared.config.golden_snapshot {
+            return;
+        }
+        match self.find_or_make_golden().await {
+            Ok(stored) => {
+                self.prepared.set(Some(stored.clone()));
+                self.warm.set_golden(Some(stored.clone()));
+                self.template.set(stored);
+            }
+            Err(error) => {
+                warn!(%error, "no golden snapshot: every sandbox boots");
+                self.template.give_up(error.to_string());
+            }
+        }
+    }
+
+    async fn find_or_make_golden(&self) -> Result<Arc<Stored>, EngineError> {
+        let (templates, machine) = (self.templates.clone(), self.shared.machine.clone());
+        if let Some(stored) = blocking(move || templates.golden(&machine)).await? {
+            // Its memory is too large to be hashed, so it is tried.
+            match self.begin(Start::Restore(stored.clone()), &Wish::OWN, None, &Clock::start()).await {
+                Ok(id) => {
+                    info!(snapshot_id = %stored.manifest.id, "golden snapshot found");
+                    self.destroy(&Caller::Server, &id).await?;
+                    return Ok(stored);
+                }
+                Err(error @ EngineError::BootFailed { .. }) => {
+                    warn!(%error, "the golden snapshot cannot be restored: it is made anew");
+                    let (templates, id) = (self.templates.clone(), stored.manifest.id.clone());
+                    blocking(move || templates.delete(&id)).await?;
+                }
+                // Full of sandboxes that were taken back: it is tried when one is made of it.
+                Err(EngineError::HostFull { .. }) => return Ok(stored),
+                Err(error) => return Err(error),
+            }
+        }
+        info!("making the golden snapshot");
+        let id = self.begin(Start::Boot, &Wish::OWN, None, &Clock::start()).await?;
+        let made = golden::make(&self.handle(&id)?, self.templates.clone()).await;
+        self.destroy(&Caller::Server, &id).await?;
+        made
+    }
+}
