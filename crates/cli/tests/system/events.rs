@@ -97,14 +97,46 @@ fn what_ends_a_sandbox_is_told() {
     assert!(told[2]["reason"].as_str().expect("a reason").contains("VMM"), "{told:#?}");
     server.destroy(&crashed).ok();
     assert_eq!(events(&server, &of_crashed)[3]["reason"], "crashed");
+}
 
-    // Numbers begin anew with each server; one from before is answered with all there is.
-    let left = server.create();
-    let since = format!("since={}", events(&server, "").len());
-    let next = Server::in_dir(server.kill(), &[]);
-    let told = events(&next, &since);
-    assert_eq!(kinds(&told)[..2], ["lost", "swept"], "{told:#?}");
-    assert_eq!((&told[1]["sandbox_id"], &told[1]["reason"]), (&json!(left), &json!("left_behind")));
+#[test]
+fn events_outlive_their_server_and_their_numbers_go_on() {
+    let _host = Host::enter();
+    let seq = |event: &Value| event["seq"].as_u64().expect("a number");
+    let server = Server::start();
+    let id = server.create();
+    let before = events(&server, "");
+    // One that ends by itself loses nothing.
+    let second = Server::in_dir(server.end(), &[]);
+    let all = events(&second, "");
+    assert_eq!(all[..before.len()], before);
+    assert_eq!(
+        (&all[before.len()]["event"], &all[before.len()]["sandbox_id"]),
+        (&json!("destroyed"), &json!(id))
+    );
+    assert!(all.windows(2).all(|pair| seq(&pair[0]) + 1 == seq(&pair[1])), "{all:#?}");
+    assert_eq!(events(&second, "since=1"), all[1..]);
+
+    let id = second.create();
+    let of_it = format!("sandbox_id={id}");
+    let newest = seq(events(&second, "").last().expect("events"));
+    // They are written behind: soon.
+    let journal = second.work_dir.join("journal.db-wal");
+    eventually("they are written", scaled(10), || {
+        let journal = std::fs::read(&journal).expect("the journal");
+        let ready = format!("\"event\":\"ready\",\"sandbox_id\":\"{id}\"");
+        journal.windows(ready.len()).any(|window| window == ready.as_bytes())
+    });
+    let third = Server::in_dir(second.kill(), &[]);
+    let told = events(&third, &format!("since={newest}"));
+    assert_eq!(kinds(&told)[..2], ["lost", "adopted"], "{told:#?}");
+    assert_eq!(told[0].get("lost"), None, "nobody knows how many the last moment had");
+    assert!(seq(&told[1]) > newest + 1, "no number comes twice");
+    let told = events(&third, &of_it);
+    let of_it: Vec<_> = told.iter().filter(|event| event["event"] != "lost").cloned().collect();
+    assert_eq!(kinds(&of_it), ["created", "ready", "adopted"]);
+    let everything = events(&third, "");
+    assert_eq!(everything[..all.len()], all);
 }
 
 #[test]

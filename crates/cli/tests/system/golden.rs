@@ -54,7 +54,7 @@ fn it_is_made_once_and_anew_for_other_settings() {
     let server = Server::in_dir(server.end(), &[]);
     assert_eq!(golden(&server), first);
 
-    let server = Server::in_dir(server.kill(), &[("MANTA_MEM_MIB", "320")]);
+    let server = Server::in_dir(server.end(), &[("MANTA_MEM_MIB", "320")]);
     let second = golden(&server);
     assert_ne!(second, first);
     assert_eq!(origin(&server), Some(second.clone()));

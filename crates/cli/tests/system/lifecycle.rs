@@ -151,27 +151,6 @@ fn sigterm_with_sandboxes_alive_leaves_nothing() {
 }
 
 #[test]
-fn what_a_killed_server_leaves_is_swept_by_the_next() {
-    let host = Host::enter();
-    let links = host.links();
-    let server = Server::start();
-    let id = server.create();
-    let vmms = server.vmms();
-    let dir = server.kill();
-    // VMMs do not die with the server.
-    assert!(vmms.iter().all(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists()));
-    let mut next = Server::in_dir(dir, &[]);
-    assert_eq!(next.vmms(), [0u32; 0]);
-    assert_eq!(next.sandbox_dirs(), 0);
-    next.destroy(&id).error(404, "sandbox_not_found");
-    let fresh = next.create();
-    assert_eq!(next.stdout(&fresh, "echo works"), "works");
-    next.stop();
-    assert_eq!(host.links(), links);
-    assert_eq!(host.ruleset().trim(), "");
-}
-
-#[test]
 fn creating_and_destroying_does_not_grow_the_server() {
     let host = Host::enter();
     let server = Server::with(&[("MANTA_NETNS_POOL_SIZE", "0")]);

@@ -89,6 +89,11 @@ impl Server {
         Self::launch(Place::Own(new_dir()), &[], &[]).0
     }
 
+    /// A server that kills itself, perhaps before it listens; returns the directory for a successor.
+    pub(crate) fn doomed(dir: TempDir, settings: &[(&str, &str)], limit: Duration) -> TempDir {
+        Self::launch(Place::Own(dir), &[], settings).0.died(limit)
+    }
+
     fn try_at(dir: Place, words: &[&str], settings: &[(&str, &str)]) -> Result<Self, String> {
         let (mut server, lines) = Self::launch(dir, words, settings);
         let address = lines.recv_timeout(scaled(120)).ok().and_then(|line| {
@@ -225,6 +230,14 @@ impl Server {
     pub(crate) fn kill(mut self) -> TempDir {
         self.signal(Signal::KILL);
         self.wait(scaled(10));
+        self.hand_over()
+    }
+
+    /// Waits until it has killed itself; returns its directory for a successor.
+    pub(crate) fn died(mut self, limit: Duration) -> TempDir {
+        use std::os::unix::process::ExitStatusExt;
+        let status = self.wait(limit);
+        assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "it ended with {status}:\n{}", self.log());
         self.hand_over()
     }
 
