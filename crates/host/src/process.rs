@@ -36,6 +36,9 @@ pub use sys::SpawnStep;
 
 /// The most output that is kept of a process, in bytes; as much as the pipe holds by default (`pipe(7)`).
 const OUTPUT_LIMIT: usize = 64 * 1024;
+/// A host without memory is to end a VMM, and neither the server nor a bystander (`proc_pid_oom_score_adj(5)`). The
+/// server's own is not inherited: a supervisor may have lowered it.
+const OOM_SCORE_ADJ: &str = "500";
 /// How long dropping a live process may wait for its end.
 const DROP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -237,6 +240,9 @@ impl Process {
             source,
         })?;
         // Nobody else can have the number before it is reaped.
+        if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ) {
+            tracing::warn!(pid, %error, "a host without memory may end others before this process");
+        }
         match Stat::of(pid).and_then(|stat| stat.ok_or_else(|| io::ErrorKind::NotFound.into())) {
             Ok(stat) => Ok(Self::new(stat.id, pidfd, Some(pipe))),
             Err(source) => {

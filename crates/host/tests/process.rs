@@ -117,8 +117,7 @@ fn it_runs_in_the_namespace_it_is_given() {
     let netns = NetNs::create().unwrap();
     let here = read_link("/proc/thread-self/ns/net").unwrap();
     let credentials = Credentials { uid: 4242, gid: 4242, groups: Vec::new() };
-    let process =
-        spawn("readlink /proc/self/ns/net", dir.path(), Some(&netns), &credentials, Vec::new()).unwrap();
+    let process = spawn("exec sleep 60", dir.path(), Some(&netns), &credentials, Vec::new()).unwrap();
     let link = || read_link("/proc/thread-self/ns/net").unwrap();
     let there = netns.run(link).unwrap();
     assert_eq!(NetNs::of_process(process.pid()).unwrap().run(link).unwrap(), there);
@@ -164,6 +163,15 @@ fn output_is_kept_up_to_a_limit_and_blocks_nobody() {
     // More than the pipe holds: the program sees EAGAIN, and goes on.
     let chatty = shell("head -c 1000000 /dev/zero 2>/dev/null; exit 0", dir.path());
     assert_eq!(output_of(&chatty).len(), 64 * 1024);
+}
+
+#[test]
+fn a_host_without_memory_ends_it_before_the_server() {
+    let process = shell("exec sleep 60", Path::new("/"));
+    let score = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+    assert_eq!(score(&process.pid().to_string()).trim(), "500");
+    assert_ne!(score("self").trim(), "500");
+    process.kill().unwrap();
 }
 
 #[test]
