@@ -36,10 +36,16 @@ pub(crate) async fn recover(
         adopt::adopt(row, shared.clone(), table.clone(), admission.clone())
     })
     .await;
-    let _ = adopted.send(table.len() - before); // who asked may be gone
     sweep.extend(lost.into_iter().flatten());
+    // Whoever asks for one of these is told what became of it, and need not wait for it to be removed.
+    for remains in &sweep {
+        if let (Some(id), Some(ending)) = (&remains.id, &remains.ending) {
+            table.remember(id, ending.clone());
+        }
+    }
+    let _ = adopted.send(table.len() - before); // who asked may be gone
     let (_, also_panicked) =
-        at_once(SWEPT_AT_ONCE, sweep, |remains| sweep::sweep(remains, shared.clone(), table.clone())).await;
+        at_once(SWEPT_AT_ONCE, sweep, |remains| sweep::sweep(remains, shared.clone())).await;
     if panicked + also_panicked > 0 {
         tracing::error!(
             "taking back or removing what a killed server left panicked; the next start tries again"

@@ -2,7 +2,6 @@
 //! The network of all that is not taken back is gone already.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use manta_api::{Event, EventKind};
@@ -18,13 +17,12 @@ use crate::ending::Ending;
 use crate::failpoint::{Failpoint, reached};
 use crate::journal::{Row, written};
 use crate::shared::Shared;
-use crate::table::Table;
 
 /// How long a killed VMM may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// What could not be removed stays in the journal, and its slot in use; the next start tries again.
-pub(super) async fn sweep(remains: Remains, shared: Shared, table: Arc<Table>) {
+pub(super) async fn sweep(remains: Remains, shared: Shared) {
     let Remains { id, row, dir, strays, ending } = remains;
     info!(
         sandbox_id = id.as_ref().map(tracing::field::display),
@@ -47,9 +45,6 @@ pub(super) async fn sweep(remains: Remains, shared: Shared, table: Arc<Table>) {
         return;
     }
     let Some(id) = id else { return };
-    if let Some(ending) = &ending {
-        table.remember(&id, ending.clone());
-    }
     let reason = ending.as_ref().map_or("left_behind", Ending::as_str);
     let (who, reason) = (Caller::Server.who(), Some(reason.to_owned()));
     shared.events.emit(Event { who, reason, ..Event::new(EventKind::Swept, Some(id.clone())) });
