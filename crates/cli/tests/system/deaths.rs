@@ -2,10 +2,10 @@
 //! has the right state and reason within a bounded time, and takes nobody else along.
 
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use rustix::fs::{FallocateFlags, fallocate};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use serde_json::{Value, json};
 
@@ -113,7 +113,7 @@ const SMALL_DISK: [&str; 8] = [
     "private",
     "sh",
     "-c",
-    "mkdir $MANTA_WORK_DIR && truncate -s 700M $MANTA_WORK_DIR.img && mkfs.ext4 -q -m 0 $MANTA_WORK_DIR.img && \
+    "mkdir $MANTA_WORK_DIR && truncate -s 2G $MANTA_WORK_DIR.img && mkfs.ext4 -q -m 0 $MANTA_WORK_DIR.img && \
      mount -o loop $MANTA_WORK_DIR.img $MANTA_WORK_DIR && exec \"$@\"",
     "sh",
 ];
@@ -153,12 +153,16 @@ fn a_full_disk_of_the_host_refuses_new_work_and_stops_nobody() {
     assert_eq!(server.stdout(&writer, "cat /root/kept"), "kept");
 }
 
-/// Writes to `path` until there is no room.
+/// Has a file take all the room there is.
 fn fill(path: &PathBuf) {
-    let mut file = File::create(path).expect("make a file");
-    let block = vec![1; 1 << 20];
-    while file.write_all(&block).is_ok() {}
-    while file.write_all(&[1]).is_ok() {}
+    let file = File::create(path).expect("make a file");
+    let (mut end, mut step) = (0, 1 << 30);
+    while step >= 4096 {
+        match fallocate(&file, FallocateFlags::empty(), end, step) {
+            Ok(()) => end += step,
+            Err(_) => step /= 2,
+        }
+    }
 }
 
 #[test]
