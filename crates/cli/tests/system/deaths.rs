@@ -9,7 +9,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Host, Server, eventually, scaled};
+use crate::harness::{Answer, Host, Server, eventually, on_firecracker, scaled};
 
 /// For a sandbox to be known as failed.
 const NOTICED: u64 = 20;
@@ -65,7 +65,7 @@ memory.write(b'\\xcc' * (end - start))";
 #[test]
 fn a_guest_that_powers_off_is_noticed() {
     const OFF: &str = "python3 -c 'import ctypes; ctypes.CDLL(None).reboot(0x4321fedc)'; sleep 60";
-    if std::env::var("MANTA_TEST_VMM").is_ok_and(|vmm| vmm == "firecracker") {
+    if on_firecracker() {
         // Firecracker has no power switch: its guest halts, and from outside that is a guest that does not answer.
         let _host = Host::enter();
         let server = Server::start();

@@ -18,8 +18,9 @@ use crate::sandbox::Handle;
 use crate::shared::Shared;
 use crate::table::Table;
 
-/// Longest that it may take, from the sandbox's turn on; the agent's own limits count within that.
-const LIMIT: Duration = Duration::from_secs(10);
+/// Longest that it may take, from the sandbox's turn on; the agent's own limits count within that. A VMM that was saving
+/// its guest when the server died does that to its end first: to wait for it is better than to lose the sandbox.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// How many are taken back at once: their guests need the processor for it, but one that does not answer must not hold
 /// up the others.

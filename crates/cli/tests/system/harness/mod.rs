@@ -29,6 +29,11 @@ pub(crate) fn scaled(seconds: u64) -> Duration {
     Duration::from_secs(seconds * scale)
 }
 
+/// Whether sandboxes run on Firecracker here: in the emulated KVM host, where all takes some ten times as long.
+pub(crate) fn on_firecracker() -> bool {
+    std::env::var("MANTA_TEST_VMM").is_ok_and(|vmm| vmm == "firecracker")
+}
+
 /// Waits until `done`, checking often; fails with `what` when it takes too long.
 pub(crate) fn eventually(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     let end = std::time::Instant::now() + limit;
