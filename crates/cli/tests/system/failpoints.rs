@@ -157,7 +157,8 @@ fn mounts() -> BTreeSet<String> {
 #[test]
 fn nothing_is_lost_and_nothing_left_wherever_the_server_is_killed() {
     if on_firecracker() {
-        eprintln!("skipped: eighty starts of a server take too long here; the steps are the same with QEMU");
+        // It has failed there once, and it is not known why.
+        eprintln!("skipped: eighty starts of a server take over seven minutes here; the steps are the same with QEMU");
         return;
     }
     let host = Host::enter();
