@@ -158,7 +158,9 @@ fn mounts() -> BTreeSet<String> {
 fn nothing_is_lost_and_nothing_left_wherever_the_server_is_killed() {
     if on_firecracker() {
         // It has failed there once, and it is not known why.
-        eprintln!("skipped: eighty starts of a server take over seven minutes here; the steps are the same with QEMU");
+        eprintln!(
+            "skipped: eighty starts of a server take over seven minutes here; the steps are the same with QEMU"
+        );
         return;
     }
     let host = Host::enter();
