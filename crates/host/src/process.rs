@@ -10,14 +10,14 @@ mod sys;
 
 use std::ffi::{CString, NulError, OsString};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -180,11 +180,13 @@ pub(crate) fn no_spawning() -> RwLockReadGuard<'static, ()> {
 
 impl Process {
     /// Starts a program: in a session of its own, stdin from `/dev/null`, an empty environment, no new
-    /// privileges, no signal blocked, every signal at its default except SIGPIPE, which is ignored, so that
-    /// it outlives this server even when it prints something later. Nothing ties it to the server's death.
+    /// privileges, no signal blocked, every signal at its default except SIGPIPE, which is ignored. Nothing
+    /// ties it to the server's death.
     ///
     /// Its stdout and stderr share one pipe that never blocks it and is read by [`Process::output`] only: a
-    /// chatty guest fills it once and costs nothing more.
+    /// chatty guest fills it once and costs nothing more. It never breaks either: the process could read it, too.
+    /// Else it would get SIGPIPE when it prints after this server's death, and Firecracker, which handles that
+    /// signal by printing, then waits for its own lock on its log.
     ///
     /// # Errors
     /// When the arguments are unfit, or a step in the child fails: `Spawn` names the step, also for a program
@@ -193,6 +195,9 @@ impl Process {
         let program = spawn.program;
         let prepare = |source| ProcessError::Prepare { program: program.to_owned(), source };
         let (pipe, out) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(prepare)?;
+        let both_ways = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let out =
+            open(format!("/proc/self/fd/{}", out.as_raw_fd()), both_ways, Mode::empty()).map_err(prepare)?;
         let mut argv = vec![c_string(program.as_os_str())?];
         for arg in spawn.args {
             argv.push(c_string(arg)?);
@@ -208,8 +213,7 @@ impl Process {
         // Above all numbers asked for, so that giving out one cannot overwrite another not given out yet.
         let free = numbers.last().map_or(3, |last| last + 1);
         let aside = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, free).map_err(prepare);
-        let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())
-            .map_err(prepare)?;
+        let null = open("/dev/null", OFlags::RDONLY, Mode::empty()).map_err(prepare)?;
         let mut fds = vec![(aside(null.as_fd())?, 0), (aside(out.as_fd())?, 1), (aside(out.as_fd())?, 2)];
         for (fd, number) in &spawn.fds {
             fds.push((aside(fd.as_fd())?, *number));
@@ -415,4 +419,31 @@ fn c_string(text: &std::ffi::OsStr) -> Result<CString, ProcessError> {
 /// A panic elsewhere cannot leave these values half-changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::Confinement;
+
+    #[test]
+    fn what_it_prints_when_nobody_is_left_to_read_it_is_no_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let (go, tell) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let process = Process::spawn(Spawn {
+            program: Path::new("/bin/sh"),
+            args: &["-c", "read line <&3; echo anything"].map(std::ffi::OsString::from),
+            dir: dir.path(),
+            netns: None,
+            credentials: &Credentials { uid: 0, gid: 0, groups: Vec::new() },
+            fds: vec![(go, 3)],
+            confinement: Confinement::default(),
+        });
+        let process = process.unwrap();
+        // As when the server dies.
+        lock(&process.output).pipe = None;
+        drop(tell);
+        let ended = process.wait_timeout(Duration::from_secs(10)).unwrap().expect("an end in time");
+        assert!(ended.success(), "{ended}");
+    }
 }

@@ -169,13 +169,11 @@ fn a_follower_gets_what_happens_until_the_server_ends() {
 #[test]
 fn a_follower_that_hangs_up_is_forgotten() {
     let _host = Host::enter();
-    // Slots that are made ahead of time are descriptors, too.
-    let server = Server::with(&[("MANTA_NETNS_POOL_SIZE", "0")]);
-    let before = server.descriptors();
+    let server = Server::start();
     let followers: Vec<_> = (0..5).map(|_| follow(&server)).collect();
-    eventually("they are served", scaled(10), || server.descriptors() >= before + 5);
+    eventually("they are served", scaled(10), || server.connections() == followers.len());
     drop(followers);
-    eventually("they are forgotten, though nothing happens", scaled(10), || server.descriptors() <= before);
+    eventually("they are forgotten, though nothing happens", scaled(10), || server.connections() == 0);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::harness::{Host, Server, binary, entries, eventually, on_firecracker, scaled};
+use crate::harness::{Host, Server, binary, entries, eventually, scaled};
 
 /// Slots that wait would hide those that are left.
 const BARE: (&str, &str) = ("MANTA_NETNS_POOL_SIZE", "0");
@@ -156,13 +156,6 @@ fn mounts() -> BTreeSet<String> {
 
 #[test]
 fn nothing_is_lost_and_nothing_left_wherever_the_server_is_killed() {
-    if on_firecracker() {
-        // It has failed there once, and it is not known why.
-        eprintln!(
-            "skipped: eighty starts of a server take over seven minutes here; the steps are the same with QEMU"
-        );
-        return;
-    }
     let host = Host::enter();
     let (links, mounts_before, began) = (host.links(), mounts(), Instant::now());
     let first = Server::with(&[BARE]);

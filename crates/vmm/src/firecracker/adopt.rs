@@ -1,6 +1,6 @@
 //! Takes over a Firecracker whose server was killed: by its API, which serves one connection after the other, and
-//! finishes what it was asked for also when nobody waits for the answer. Its stdout has lost its reader: SIGPIPE is
-//! ignored from the spawn on, and to Firecracker a log or a serial port that takes nothing is a number in its metrics.
+//! finishes what it was asked for also when nobody waits for the answer. Its stdout has lost its reader and takes
+//! nothing once it is full, which to Firecracker's log and serial port is a number in its metrics.
 
 use std::sync::{Arc, Mutex};
 

@@ -274,6 +274,19 @@ impl Server {
         fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("its descriptors").count()
     }
 
+    /// How many connections of clients it has open: of the host's TCP sockets those at its address that somebody
+    /// called, up to its own hanging up (`proc_net_tcp` of the kernel's documentation; 8 is CLOSE-WAIT).
+    pub(crate) fn connections(&self) -> usize {
+        let sockets = fs::read_to_string(format!("/proc/{}/net/tcp", self.child.id())).expect("its sockets");
+        let port = format!(":{:04X}", self.address.port());
+        let open = |line: &&str| {
+            let mut fields = line.split_whitespace().skip(1);
+            let (here, state) = (fields.next(), fields.nth(1));
+            here.is_some_and(|here| here.ends_with(&port)) && matches!(state, Some("01" | "08"))
+        };
+        sockets.lines().filter(open).count()
+    }
+
     /// A number of `/proc/PID/status`.
     pub(crate) fn status(&self, name: &str) -> usize {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("its status");
