@@ -41,10 +41,15 @@ pub(crate) struct Limits {
 impl Limits {
     /// Finds or makes the server's tree of groups. What an earlier server left in it stays.
     pub(crate) fn set_up(config: &EngineConfig) -> Result<Self, StartError> {
+        let each = CgroupLimits {
+            memory_bytes: (u64::from(config.mem_mib) * (GUEST_PARTS + 1) / GUEST_PARTS + VMM_MIB) << 20,
+            cpu_percent: config.cpu_max_percent,
+            processes: VMM_THREADS + u32::from(config.vcpus),
+        };
         let cgroups = match config.cgroup_mode {
             CgroupMode::Off => Cgroups::off(),
             CgroupMode::Auto | CgroupMode::Required => {
-                Cgroups::set_up(&tree_name(&config.work_dir)?, config.cpu_weight)
+                Cgroups::set_up(&tree_name(&config.work_dir)?, config.cpu_weight, &each)
             }
         };
         if config.cgroup_mode == CgroupMode::Required && !cgroups.missing().is_empty() {
@@ -55,11 +60,6 @@ impl Limits {
             }
             return Err(StartError::host("limit VMMs as MANTA_CGROUP=required demands")(missing));
         }
-        let each = CgroupLimits {
-            memory_bytes: (u64::from(config.mem_mib) * (GUEST_PARTS + 1) / GUEST_PARTS + VMM_MIB) << 20,
-            cpu_percent: config.cpu_max_percent,
-            processes: VMM_THREADS + u32::from(config.vcpus),
-        };
         info!(?each, dirs = ?cgroups.dirs(), "limits of a VMM");
         Ok(Self { each, cgroups })
     }

@@ -17,7 +17,7 @@ const LIMITS: CgroupLimits = CgroupLimits { memory_bytes: 64 << 20, cpu_percent:
 
 /// A tree that no other test uses. None where this machine lets nobody limit anything.
 fn tree(test: &str) -> Option<Cgroups> {
-    let tree = Cgroups::set_up(&format!("manta-test-{test}-{}", std::process::id()), 100);
+    let tree = Cgroups::set_up(&format!("manta-test-{test}-{}", std::process::id()), 100, &LIMITS);
     if !tree.missing().is_empty() {
         println!("skipped: {:?}", tree.missing());
         assert!(std::env::var_os("MANTA_TEST_REQUIRE_CGROUPS").is_none(), "{:?}", tree.missing());
@@ -136,7 +136,7 @@ fn a_sweep_takes_all_but_what_is_to_stay() {
     let [gone, kept] = [0, 1].map(|index| shell("exec sleep 1000", &groups[index]));
     // A server that is killed drops nothing.
     std::mem::forget((tree, groups));
-    let next = Cgroups::set_up(&name, 100);
+    let next = Cgroups::set_up(&name, 100, &LIMITS);
     let mut swept = next.sweep(&BTreeSet::from(["kept".to_owned()])).unwrap();
     swept.sort();
     assert_eq!(swept, ["empty", "gone"]);

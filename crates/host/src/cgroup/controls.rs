@@ -76,13 +76,17 @@ pub(super) struct Controls {
 }
 
 impl Controls {
-    /// Tries each limit on a group; gives those that the kernel refused, too.
-    pub(super) fn try_on(dir: &Path, hierarchy: &Hierarchy) -> (Self, Vec<(Control, CgroupError)>) {
+    /// Tries each of these limits on a group; gives those that the kernel refused, too: version 1 takes no more than
+    /// groups above have.
+    pub(super) fn try_on(
+        dir: &Path,
+        hierarchy: &Hierarchy,
+        limits: &CgroupLimits,
+    ) -> (Self, Vec<(Control, CgroupError)>) {
         let version = hierarchy.version;
-        let limits = CgroupLimits { memory_bytes: 1 << 30, cpu_percent: 100, processes: 100 };
         let (mut here, mut refused) = (Vec::new(), Vec::new());
         for control in hierarchy.controllers.iter().flat_map(|controller| Control::of(*controller)) {
-            match control.write(dir, version, &limits) {
+            match control.write(dir, version, limits) {
                 Ok(()) => here.push(*control),
                 // Nothing is lost by that.
                 Err(_) if *control == Control::Swap && no_swap() => {}

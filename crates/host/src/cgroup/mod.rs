@@ -83,12 +83,12 @@ pub enum CgroupError {
 impl Cgroups {
     /// The tree called `name`, which no other server may use, weighing `weight` (1 to 10,000, 100 is usual)
     /// against the rest of the host; made as far as that can be, or found. Everything in it stays as it is, for
-    /// [`Self::sweep`].
+    /// [`Self::sweep`]. A limit that the host refuses to set to what `each` group will have is missing.
     ///
     /// If need be, and if nobody else is in this process's own group of version 2, it moves to a group of its own
     /// below that, since groups with limits in them may hold no processes (`cgroups(7)`, "no internal processes").
     #[must_use]
-    pub fn set_up(name: &str, weight: u32) -> Self {
+    pub fn set_up(name: &str, weight: u32, each: &CgroupLimits) -> Self {
         let surroundings = match Surroundings::look() {
             Ok(surroundings) => surroundings,
             Err(error) => return Self::none(format!("no limits for VMMs: cannot look for cgroups: {error}")),
@@ -96,7 +96,7 @@ impl Cgroups {
         let (hierarchies, mut missing) = surroundings.hierarchies(name);
         let mut trees = Vec::new();
         for hierarchy in hierarchies {
-            match make_tree(&hierarchy, weight) {
+            match make_tree(&hierarchy, weight, each) {
                 Ok((controls, lacking)) => {
                     missing.extend(lacking);
                     trees.push(Tree { hierarchy, controls });
@@ -229,14 +229,18 @@ impl Cgroups {
 }
 
 /// Also tells the limits that cannot be had in it.
-fn make_tree(hierarchy: &Hierarchy, weight: u32) -> Result<(Controls, Vec<String>), CgroupError> {
+fn make_tree(
+    hierarchy: &Hierarchy,
+    weight: u32,
+    each: &CgroupLimits,
+) -> Result<(Controls, Vec<String>), CgroupError> {
     let dir = &hierarchy.tree;
     make_dir(dir)?;
     hierarchy.pass_on_controllers()?;
     let weighed = hierarchy.weigh(weight);
     let trial = dir.join(TRIAL);
     make_dir(&trial)?;
-    let (controls, refused) = Controls::try_on(&trial, hierarchy);
+    let (controls, refused) = Controls::try_on(&trial, hierarchy, each);
     group::remove(&trial)?;
     let told = |(control, error): (Control, CgroupError)| {
         let (what, error) = (control.what(), chain(&error));

@@ -79,13 +79,13 @@ impl HostNetwork {
         let netns = NetNs::current()?;
         let left_over = Egress::left_over()?;
         let egress = egress.map(|name| Egress::find(name, left_over.as_ref())).transpose()?;
+        let nft = Socket::open()?;
+        let kept: BTreeSet<u16> = keep.iter().copied().collect();
+        host_rules::install(&nft, egress.as_ref(), &kept)?;
         if let Some(other) = left_over.filter(|left| egress.as_ref().is_none_or(|now| now.name != left.name))
         {
             other.restore()?;
         }
-        let nft = Socket::open()?;
-        let kept: BTreeSet<u16> = keep.iter().copied().collect();
-        host_rules::install(&nft, egress.as_ref(), &kept)?;
         let (nft, kept) = (Mutex::new(nft), Mutex::new(kept));
         let network = Self { netns, nft, egress, limits: NetLimits::default(), in_force: true, kept };
         if let Some(egress) = &network.egress {

@@ -32,8 +32,8 @@ pub fn sweep_network(keep: &[u16]) -> Result<(), NetError> {
     if !keep.is_empty() {
         let nft = Socket::open()?;
         results.extend(swept.into_iter().map(|index| host_rules::expel(&nft, index)));
-    } else if host_rules::TABLE.comment()?.is_some() {
-        // The table last: as long as it exists it confines slots and remembers the interface's setting.
+    } else if results.iter().all(Result::is_ok) && host_rules::TABLE.comment()?.is_some() {
+        // The table last, and not while a slot is left: it confines them, and remembers the interface's setting.
         results.push(Egress::left_over().and_then(|egress| egress.map_or(Ok(()), |egress| egress.restore())));
         results.push(host_rules::remove(&Socket::open()?));
     }

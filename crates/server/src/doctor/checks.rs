@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use manta_host::mounts::filesystem_of;
 use manta_host::net::{HostNetwork, NetSlot, detect_egress, interface_exists};
-use manta_host::{Cgroups, NetNs, disk, facts};
+use manta_host::{CgroupLimits, Cgroups, NetNs, disk, facts};
 
 use super::{Finding, chain, existing};
 use crate::args::{CgroupSetting, ListenAddr, ServerArgs};
@@ -187,7 +187,9 @@ fn cgroups(setting: CgroupSetting) -> Vec<Finding> {
     if setting == CgroupSetting::Off {
         return vec![Finding::ok("cgroups", "not used, as MANTA_CGROUP=off says")];
     }
-    let tree = Cgroups::set_up(&format!("manta-doctor-{}", std::process::id()), 100);
+    // What every host can give.
+    let each = CgroupLimits { memory_bytes: 1 << 30, cpu_percent: 100, processes: 100 };
+    let tree = Cgroups::set_up(&format!("manta-doctor-{}", std::process::id()), 100, &each);
     let mut findings: Vec<Finding> = tree
         .missing()
         .iter()

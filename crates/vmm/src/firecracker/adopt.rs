@@ -9,6 +9,7 @@ use super::vm::FirecrackerVm;
 use super::vsock::Vsock;
 use super::{can_rest, can_track, saved};
 use crate::child::Child;
+use crate::console::excerpt;
 use crate::dir::VmDir;
 use crate::error::VmmError;
 use crate::vmm::{Survivor, VmSpec};
@@ -59,7 +60,7 @@ pub(super) async fn adopt(
 /// Lets the guest go on, if there is one; gives Firecracker's version.
 async fn let_run(vm: &FirecrackerVm) -> Result<String, VmmError> {
     let answer = vm.alive(vm.send(&[describe(vm.memory_len)])).await?;
-    let text = |name: &str| answer[name].as_str().unwrap_or_default().to_owned();
+    let text = |name: &str| excerpt(answer[name].as_str().unwrap_or_default());
     // `InstanceInfo` of its API.
     let state = text("state");
     match state.as_str() {

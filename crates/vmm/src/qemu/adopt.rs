@@ -14,6 +14,7 @@ use super::memory::Memory;
 use super::qmp::Qmp;
 use super::vm::QemuVm;
 use crate::child::Child;
+use crate::console::excerpt;
 use crate::deadline::{self, STEP, blocking};
 use crate::dir::VmDir;
 use crate::error::VmmError;
@@ -83,7 +84,7 @@ async fn find(child: &Child, dir: &Path, memory_len: u64, restored: bool) -> Res
         let qmp = Qmp::start(stream).await?;
         let version = version(&qmp.execute("query-version", json!({})).await?);
         let status = qmp.execute("query-status", json!({})).await?;
-        Ok((qmp, status["status"].as_str().unwrap_or_default().to_owned(), version))
+        Ok((qmp, excerpt(status["status"].as_str().unwrap_or_default()), version))
     };
     let answer = timeout(READY_TIMEOUT, ask).await.map_err(|_| VmmError::NotReady(READY_TIMEOUT))?;
     let (qmp, status, version) =

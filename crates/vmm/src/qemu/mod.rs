@@ -130,7 +130,8 @@ impl Vmm for Qemu {
             jail: Some(Arc::clone(jail)),
             cgroup: place.cgroup,
             rlimits: confine::rlimits(spec)?,
-            capabilities: Capabilities::default(),
+            // Also where it must be root: it is given what it needs, open.
+            capabilities: Capabilities::Among(&[]),
         })
         .await?;
         let failure = match timeout(READY_TIMEOUT, ready(stream, restored)).await {
