@@ -15,7 +15,7 @@ use crate::caller::Caller;
 use crate::journal::{Archive, Journal, Page, Wanted, lost, written};
 
 /// Events kept in memory: some 200 bytes each.
-const KEPT: usize = 10_000;
+const KEPT: usize = 1_000;
 /// Most that are looked at while the log is locked: some microseconds.
 const BATCH: usize = 256;
 /// What happens within this time is written to the journal together.

@@ -159,6 +159,8 @@ fn set_up(connection: &Connection) -> rusqlite::Result<()> {
     // Asks for the answer, which is the mode that it is in then.
     connection.query_row("PRAGMA journal_mode=WAL", [], |_| Ok(()))?;
     connection.pragma_update(None, "synchronous", "OFF")?;
+    // In KiB, if negative. What it works on is far less; the kernel has the rest.
+    connection.pragma_update(None, "cache_size", -512)?;
     connection.pragma_update(None, "temp_store", "MEMORY")
 }
 
