@@ -77,6 +77,7 @@ pub(crate) struct Handle {
     requested: Arc<OnceLock<Caller>>,
     /// Where the time went when it was destroyed; there before its state is [`SandboxState::Stopped`].
     destroyed: Arc<OnceLock<Timings>>,
+    own: bool,
 }
 
 impl Handle {
@@ -127,6 +128,7 @@ impl Handle {
         let (publish, info_receiver) = watch::channel(info);
         let leave = shared.stop.child_token();
         let (destroyed, requested) = (Arc::default(), Arc::default());
+        let own = matches!(maker, Caller::Server);
         let task = Task {
             id,
             info: publish,
@@ -143,7 +145,7 @@ impl Handle {
             place: Some(place),
             destroyed: Arc::clone(&destroyed),
         };
-        (Self { asks, info: info_receiver, leave, requested, destroyed }, task)
+        (Self { asks, info: info_receiver, leave, requested, destroyed, own }, task)
     }
 
     pub(crate) fn info(&self) -> SandboxInfo {
@@ -152,6 +154,11 @@ impl Handle {
 
     pub(crate) fn state(&self) -> SandboxState {
         self.info.borrow().state
+    }
+
+    /// Whether the server made it for itself: nobody else sees it, or gets at it.
+    pub(crate) fn is_own(&self) -> bool {
+        self.own
     }
 
     /// Has the sandbox taken apart, whatever it is doing, unless disarmed.

@@ -9,7 +9,7 @@ use std::time::Instant;
 use manta_host::net::{HostNetwork, NetError, NetSlot};
 use manta_host::process::Process;
 use tokio::sync::Notify;
-use tokio::task::{JoinError, JoinSet, spawn_blocking};
+use tokio::task::{JoinError, JoinHandle, JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
@@ -114,13 +114,13 @@ impl Slots {
     }
 
     /// Takes a slot apart whose VMM may still be alive: its index is never used again.
-    pub(crate) fn abandon(self: &Arc<Self>, slot: NetSlot) {
-        drop(spawn_blocking(move || {
+    pub(crate) fn abandon(self: &Arc<Self>, slot: NetSlot) -> JoinHandle<()> {
+        spawn_blocking(move || {
             let index = slot.index();
             if let Err(error) = slot.destroy() {
                 error!(index, error = crate::error::chain(&error), "a network slot could not be taken apart");
             }
-        }));
+        })
     }
 
     /// Keeps the pool full until cancelled. A failure waits for the next acquire; it does not spin.

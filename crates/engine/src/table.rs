@@ -76,9 +76,12 @@ impl Table {
         self.lock().sandboxes.values().map(Handle::state).collect()
     }
 
-    /// All of them, oldest first.
+    /// All but the server's own, oldest first.
     pub(crate) fn infos(&self) -> Vec<SandboxInfo> {
-        let mut infos: Vec<_> = self.lock().sandboxes.values().map(Handle::info).collect();
+        let entries = self.lock();
+        let others = entries.sandboxes.values().filter(|handle| !handle.is_own());
+        let mut infos: Vec<_> = others.map(Handle::info).collect();
+        drop(entries);
         infos.sort_by(|a, b| (a.created_unix_s, &a.id).cmp(&(b.created_unix_s, &b.id)));
         infos
     }

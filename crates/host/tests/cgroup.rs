@@ -116,7 +116,8 @@ fn a_process_is_in_its_group_from_the_start_and_the_group_is_found_by_it() {
         let inside = fs::read_to_string(dir.join("cgroup.procs")).unwrap();
         assert!(inside.lines().any(|pid| pid == process.pid().to_string()), "{inside}");
     }
-    let found = tree.of_process(process.pid()).unwrap().unwrap();
+    assert!(tree.of_process(process.pid(), "sandbox-2").unwrap().is_none());
+    let found = tree.of_process(process.pid(), "sandbox-1").unwrap().unwrap();
     assert_eq!(found.name(), "sandbox-1");
     assert_eq!(found.dirs().collect::<Vec<_>>(), dirs);
     // Two guards of one group: the second finds nothing.
@@ -124,7 +125,7 @@ fn a_process_is_in_its_group_from_the_start_and_the_group_is_found_by_it() {
     assert!(dirs.iter().all(|dir| !dir.exists()));
     assert_eq!(process.wait_timeout(TIMEOUT).unwrap().unwrap().signal(), Some(9));
     group.destroy().unwrap();
-    assert!(tree.of_process(std::process::id()).unwrap().is_none());
+    assert!(tree.of_process(std::process::id(), "sandbox-1").unwrap().is_none());
     finish(tree);
 }
 

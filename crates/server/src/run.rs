@@ -135,6 +135,8 @@ async fn serve(args: ServerArgs) -> Result<(), ServerError> {
         }
     };
     let ended_early = tokio::select! {
+        // What a killed server left is looked at also when a signal has come already: to remove it.
+        biased;
         () = getting_ready => false,
         _ = terminate.recv() => true,
         _ = interrupt.recv() => true,

@@ -35,7 +35,6 @@ impl Ground<'_> {
         // One that was handed out to nobody is whole, or it is not there.
         let depth = || server.get("/healthz")["pools"]["warm"]["depth"].as_u64().expect("a number");
         let sandboxes = || server.get("/sandboxes")["sandboxes"].as_array().expect("a list").clone();
-        // That of the golden snapshot's trial comes and goes.
         eventually("nothing is on its way", scaled(60), || {
             sandboxes().iter().all(|info| info["state"] == "running") && depth() == waiting as u64
         });
@@ -44,14 +43,8 @@ impl Ground<'_> {
             if id == self.kept {
                 continue;
             }
-            let ran = server.post("/exec", &json!({"sandbox_id": id, "cmd": "hostname"}));
-            if ran.status == 200 {
-                assert_eq!(ran.body["stdout"], format!("{id}\n"), "{killed_at}");
-                server.destroy(id).ok();
-            } else {
-                // That of the trial, on its way out.
-                eventually("it is gone", scaled(20), || server.info(id).is_none());
-            }
+            assert_eq!(server.stdout(id, "hostname"), id, "{killed_at}");
+            server.destroy(id).ok();
         }
         let count = 1 + waiting;
         // Sandboxes by their processes, directories, links, addresses let out, and entries in the journal.
@@ -176,6 +169,20 @@ fn nothing_is_lost_and_nothing_left_wherever_the_server_is_killed() {
     assert_eq!(last.sandbox_dirs(), 0);
     assert_eq!((host.links(), host.ruleset().trim()), (links, ""));
     assert_eq!(mounts(), mounts_before);
+}
+
+#[test]
+fn what_a_killed_server_had_made_for_itself_is_removed() {
+    let host = Host::enter();
+    let dir = Server::with(&[BARE]).kill();
+    // The trial of the golden snapshot.
+    let dir = Server::doomed(dir, &[BARE, ("MANTA_FAILPOINT", "restore.ready")], scaled(60));
+    let server = Server::in_dir(dir, &[BARE]);
+    assert_eq!(server.get("/sandboxes")["sandboxes"], json!([]));
+    eventually("nothing is left", scaled(20), || {
+        server.vmms().is_empty() && server.sandbox_dirs() == 0 && rows(&server) == 0
+    });
+    drop((server, host));
 }
 
 #[test]

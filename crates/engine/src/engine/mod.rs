@@ -441,8 +441,10 @@ impl Engine {
         written.map_err(|error| EngineError::JournalUnwritable { reason: error.to_string() })
     }
 
+    /// One that is not the server's own.
     fn handle(&self, id: &SandboxId) -> Result<Handle, EngineError> {
-        self.table.get(id).ok_or_else(|| match self.table.ending(id) {
+        let found = self.table.get(id).filter(|handle| !handle.is_own());
+        found.ok_or_else(|| match self.table.ending(id) {
             Some(ending) => EngineError::Gone { id: id.clone(), ending },
             None => EngineError::NotFound(id.clone()),
         })

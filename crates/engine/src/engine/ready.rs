@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
+use manta_api::SandboxId;
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
@@ -10,6 +11,7 @@ use crate::caller::Caller;
 use crate::error::EngineError;
 use crate::recovery::recover;
 use crate::resources::Start;
+use crate::sandbox::Handle;
 use crate::snapshots::{Stored, blocking, golden};
 use crate::timing::Clock;
 
@@ -66,7 +68,7 @@ impl Engine {
             match self.begin(Start::Restore(stored.clone()), &Wish::OWN, None, &Clock::start()).await {
                 Ok(id) => {
                     info!(snapshot_id = %stored.manifest.id, "golden snapshot found");
-                    self.destroy(&Caller::Server, &id).await?;
+                    self.own(&id)?.destroy(&Caller::Server).await;
                     return Ok(stored);
                 }
                 Err(error @ EngineError::BootFailed { .. }) => {
@@ -74,15 +76,19 @@ impl Engine {
                     let (templates, id) = (self.templates.clone(), stored.manifest.id.clone());
                     blocking(move || templates.delete(&id)).await?;
                 }
-                // Full of sandboxes that were taken back: it is tried when one is made of it.
-                Err(EngineError::HostFull { .. }) => return Ok(stored),
                 Err(error) => return Err(error),
             }
         }
         info!("making the golden snapshot");
         let id = self.begin(Start::Boot, &Wish::OWN, None, &Clock::start()).await?;
-        let made = golden::make(&self.handle(&id)?, self.templates.clone()).await;
-        self.destroy(&Caller::Server, &id).await?;
+        let own = self.own(&id)?;
+        let made = golden::make(&own, self.templates.clone()).await;
+        own.destroy(&Caller::Server).await;
         made
+    }
+
+    /// One that was just made for the server itself.
+    fn own(&self, id: &SandboxId) -> Result<Handle, EngineError> {
+        self.table.get(id).ok_or_else(|| EngineError::NotFound(id.clone()))
     }
 }

@@ -40,9 +40,14 @@ pub(super) async fn adopt(
     let adopted = if shared.stop.is_cancelled() {
         Err(Ending::Shutdown)
     } else {
-        let adopted = tokio::time::timeout(LIMIT, resources.adopt(&shared)).await;
-        let adopted = adopted.unwrap_or_else(|_| Err(format!("no answer within {} s", LIMIT.as_secs())));
-        adopted.map_err(Ending::Lost)
+        tokio::select! {
+            biased;
+            () = shared.stop.cancelled() => Err(Ending::Shutdown),
+            adopted = tokio::time::timeout(LIMIT, resources.adopt(&shared)) => {
+                let late = |_| Err(format!("no answer within {} s", LIMIT.as_secs()));
+                adopted.unwrap_or_else(late).map_err(Ending::Lost)
+            }
+        }
     };
     match (adopted, info) {
         (Ok(()), Some(info)) => {

@@ -33,7 +33,7 @@ pub(super) async fn sweep(remains: Remains, shared: Shared) {
     let process = row.as_ref().filter(|row| row.boot_id == *shared.boot_id).and_then(vmm);
     let (limits, name) = (shared.limits.clone(), id.as_ref().map(ToString::to_string));
     let removed = spawn_blocking(move || {
-        let killed = kill(strays, process, limits.cgroups());
+        let killed = kill(strays, process, limits.cgroups(), name.as_deref());
         killed.and_then(|()| remove(limits.cgroups(), name.as_deref(), dir.as_deref()))
     });
     let removed = removed.await.unwrap_or_else(|panicked| Err(panicked.to_string()));
@@ -64,11 +64,17 @@ fn vmm(row: &Row) -> Option<ProcessId> {
     row.process.map(|vmm| ProcessId { pid: vmm.pid, start_ticks: vmm.start_ticks })
 }
 
-fn kill(strays: Vec<Stray>, process: Option<ProcessId>, cgroups: &Cgroups) -> Result<(), String> {
+fn kill(
+    strays: Vec<Stray>,
+    process: Option<ProcessId>,
+    cgroups: &Cgroups,
+    name: Option<&str>,
+) -> Result<(), String> {
     let chain = |error: ProcessError| crate::error::chain(&error);
     for stray in strays {
-        // It may be in the tree of a server that was started elsewhere.
-        let group = cgroups.of_process(stray.pid()).ok().flatten();
+        // It may be in the tree of a server that was started elsewhere. A group that is called otherwise is a sandbox's
+        // that lives: the process is one too many there, or has ended, and its number is another's.
+        let group = name.and_then(|name| cgroups.of_process(stray.pid(), name).ok()).flatten();
         stray.kill_and_wait(KILL_LIMIT).map_err(chain)?;
         group.map_or(Ok(()), Cgroup::destroy).map_err(|error| crate::error::chain(&error))?;
     }

@@ -31,15 +31,19 @@ impl Resources {
         };
         let dir = shared.sandbox_dir(&row.id);
         let found = spawn_blocking({
-            let (slots, limits, dir) = (shared.slots.clone(), shared.limits.clone(), dir.clone());
+            let (slots, limits) = (shared.slots.clone(), shared.limits.clone());
+            let (dir, id) = (dir.clone(), row.id.clone());
             move || {
-                let id = ProcessId { pid: vmm.pid, start_ticks: vmm.start_ticks };
-                let process = Process::adopt(&id).map_err(|error| chain(&error))?;
+                let held = ProcessId { pid: vmm.pid, start_ticks: vmm.start_ticks };
+                let process = Process::adopt(&held).map_err(|error| chain(&error))?;
                 let process = process.ok_or("its microVM ended before it was taken back")?;
+                // First: its VMM can make this wait.
+                let disk = find_disk(&dir, disk);
                 let slot = slots.adopt(row.slot, &process)?;
                 // A server without limits has made none.
-                let group = limits.cgroups().of_process(vmm.pid).map_err(|error| chain(&error))?;
-                Ok::<_, String>((find_disk(&dir, disk), slot, process, group))
+                let group =
+                    limits.cgroups().of_process(vmm.pid, id.as_str()).map_err(|error| chain(&error))?;
+                Ok::<_, String>((disk, slot, process, group))
             }
         });
         let (disk, slot, process, group) = found.await.map_err(|panicked| panicked.to_string())??;
@@ -76,8 +80,8 @@ impl Resources {
             drop(spawn_blocking(move || group.destroy()).await);
         }
         if let Some(slot) = self.slot.take() {
-            // It cannot be used again before its entry is gone.
-            shared.slots.abandon(slot);
+            // It is used again as soon as its entry is gone.
+            drop(shared.slots.abandon(slot).await);
         }
         self.record.take().map(Record::into_row)
     }

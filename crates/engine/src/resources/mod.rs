@@ -410,7 +410,7 @@ impl Resources {
     /// A VMM that cannot be killed may still use the slot: cut it off, and never give it to another.
     fn abandon_slot(&mut self, shared: &Shared) {
         if let Some(slot) = self.slot.take() {
-            shared.slots.abandon(slot);
+            drop(shared.slots.abandon(slot));
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use manta_api::{SandboxInfo, SandboxState};
 
 use super::Task;
+use crate::caller::Caller;
 use crate::error::EngineError;
 use crate::failpoint::{Failpoint, reached};
 use crate::resources::Start;
@@ -37,7 +38,8 @@ impl Task {
         Ok(info)
     }
 
-    /// Has the journal know that it is handed out from now on, and how.
+    /// Has the journal know that it is handed out from now on, and how. One that the server makes for itself never is:
+    /// it is of no use to the next server.
     fn hand_out(
         &mut self,
         lifetime: Option<Duration>,
@@ -48,7 +50,13 @@ impl Task {
         info.expires_unix_s = expires_unix_ms.map(|ms| ms / 1000);
         info.pid = self.resources.pid();
         info.host_address = self.resources.host_address().unwrap_or(info.host_address);
-        let written = self.resources.hand_out(info.clone(), expires_unix_ms);
-        (info, written)
+        let own = matches!(self.maker, Caller::Server);
+        let written = (!own).then(|| self.resources.hand_out(info.clone(), expires_unix_ms));
+        (info, async move {
+            match written {
+                Some(written) => written.await,
+                None => Ok(()),
+            }
+        })
     }
 }

@@ -151,12 +151,13 @@ impl Cgroups {
         Ok(group)
     }
 
-    /// The group that a process is in, if it is one of a tree called as this one, also if that tree was made by a
-    /// server that ran in another group itself. The process must be held by a pidfd, or the number may be another's.
+    /// The group that a process is in, if it is called `name` and in a tree called as this one, also if that tree was
+    /// made by a server that ran in another group itself.
     ///
     /// # Errors
-    /// When the process is gone.
-    pub fn of_process(&self, pid: u32) -> Result<Option<Cgroup>, CgroupError> {
+    /// When the process is gone, or the name is unfit.
+    pub fn of_process(&self, pid: u32, name: &str) -> Result<Option<Cgroup>, CgroupError> {
+        check_name(name)?;
         let failed = |source| CgroupError::OfProcess { pid, source };
         let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(failed)?;
         let surroundings = Surroundings::look().map_err(failed)?;
@@ -169,8 +170,7 @@ impl Cgroups {
                 continue;
             };
             let elsewhere = parent != tree.tree;
-            let Some(name) = dir.file_name().and_then(|name| name.to_str()) else { continue };
-            if check_name(name).is_err() || group.as_ref().is_some_and(|group| group.name() != name) {
+            if dir.file_name().is_none_or(|found| found != name) {
                 continue;
             }
             group.get_or_insert_with(|| Cgroup::new(name)).push(dir, tree.version, elsewhere);
