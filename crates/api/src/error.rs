@@ -33,6 +33,8 @@ pub enum ErrorCode {
     BadRequest,
     /// 401 with `WWW-Authenticate`: no API key was sent, or none that counts.
     Unauthorized,
+    /// 403: a server that asks for no key was called by a web page, or by a name other than `localhost`; over TCP only.
+    Forbidden,
     /// 404: no such route.
     NotFound,
     /// 405: the route exists, not with this method.
@@ -99,6 +101,7 @@ impl ErrorCode {
         match self {
             Self::BadRequest => 400,
             Self::Unauthorized => 401,
+            Self::Forbidden => 403,
             Self::NotFound | Self::SandboxNotFound | Self::SnapshotNotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::BodyTimeout => 408,

@@ -165,6 +165,7 @@ fn codes_and_their_statuses_are_stable() {
     let codes = [
         ("bad_request", 400),
         ("unauthorized", 401),
+        ("forbidden", 403),
         ("not_found", 404),
         ("method_not_allowed", 405),
         ("sandbox_not_found", 404),

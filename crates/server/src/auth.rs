@@ -1,5 +1,5 @@
 //! Who may call: the one route that needs no key, the check before all others, and both in the OpenAPI document.
-//! What a key is: `keys/`.
+//! What a key is: `keys/`; what is refused where none is asked for: [`page`].
 
 use std::sync::Arc;
 
@@ -16,12 +16,18 @@ use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response as Documented, Resp
 
 use crate::error::ApiError;
 use crate::keys::{Holder, LiveKeys, Refused};
+use crate::page;
 
 /// Needs no key, so that a supervisor or a load balancer needs none.
 const OPEN: (Method, &str) = (Method::GET, "/healthz");
 const SCHEME: &str = "bearer";
 const DESCRIPTION: &str = "A key made by `manta key create`. Needed once there is one, and always where the server \
     listens on more than loopback; not on its Unix socket.";
+/// What is answered to those who are not let in.
+const REFUSALS: [(&str, &str); 2] = [
+    ("401", "`unauthorized`: no API key was sent, or none that counts"),
+    ("403", "`forbidden`: without keys, over TCP: for a web page, or by a name other than `localhost`"),
+];
 
 /// The middleware: before a route is looked for, so that who has no key does not learn which there are.
 pub(crate) async fn require_key(
@@ -33,7 +39,10 @@ pub(crate) async fn require_key(
         return next.run(request).await;
     }
     match keys.admit(bearer(request.headers())) {
-        Ok(None) => next.run(request).await,
+        Ok(None) => match page::check(request.uri(), request.headers()) {
+            Ok(()) => next.run(request).await,
+            Err(what) => ApiError::new(ErrorCode::Forbidden, what).into_response(),
+        },
         Ok(Some(Holder { record, caller })) => {
             Span::current().record("key_id", field::display(&record.id));
             request.extensions_mut().insert(caller);
@@ -50,7 +59,7 @@ pub(crate) async fn require_key(
     }
 }
 
-/// Has the document say which routes need a key, and that they may answer 401.
+/// Has the document say which routes need a key, and that they may answer 401, and 403 where none is asked for.
 pub(crate) fn document(openapi: &mut OpenApi) {
     let mut bearer = Http::new(HttpAuthScheme::Bearer);
     bearer.description = Some(DESCRIPTION.to_owned());
@@ -59,17 +68,16 @@ pub(crate) fn document(openapi: &mut OpenApi) {
         for (method, operation) in [(Method::GET, &mut item.get), (Method::POST, &mut item.post)] {
             let Some(operation) = operation.as_mut().filter(|_| !is_open(&method, path)) else { continue };
             operation.security = Some(vec![SecurityRequirement::new::<_, [&str; 0], &str>(SCHEME, [])]);
-            operation.responses.responses.insert("401".to_owned(), RefOr::T(unauthorized()));
+            for (status, what) in REFUSALS {
+                operation.responses.responses.insert(status.to_owned(), RefOr::T(refusal(what)));
+            }
         }
     }
 }
 
-fn unauthorized() -> Documented {
+fn refusal(what: &str) -> Documented {
     let body = Ref::from_schema_name(ErrorBody::name());
-    ResponseBuilder::new()
-        .description("`unauthorized`: no API key was sent, or none that counts")
-        .content("application/json", Content::new(Some(body)))
-        .build()
+    ResponseBuilder::new().description(what).content("application/json", Content::new(Some(body))).build()
 }
 
 fn is_open(method: &Method, path: &str) -> bool {

@@ -53,8 +53,8 @@ async fn bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Option<Byt
     if bytes.is_empty() {
         return Ok(None);
     }
-    // Also what keeps a web page in somebody's browser from posting here: this type needs a
-    // preflight, which nobody answers.
+    // Also a second wall against web pages (`page.rs` is the first): for this type a browser asks beforehand, and
+    // nobody answers.
     let json = content_type.as_ref().and_then(|value| value.to_str().ok()).is_some_and(|value| {
         value.split(';').next().is_some_and(|media| media.trim().eq_ignore_ascii_case("application/json"))
     });

@@ -14,6 +14,7 @@ mod keys;
 mod limit_args;
 mod listeners;
 mod metrics;
+mod page;
 mod params;
 #[cfg(test)]
 mod readme;

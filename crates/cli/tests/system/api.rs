@@ -117,7 +117,7 @@ fn the_benchmark_measures_this_server_and_leaves_nothing() {
     let _host = Host::enter();
     let server = Server::start();
     let binary = crate::harness::binary();
-    let endpoint = format!("http://{}", server.address);
+    let endpoint = format!("http://localhost:{}", server.address.port());
     let bench = |cmd: &str| {
         Command::new(&binary)
             .args(["bench", "--iterations", "2", "--warmup", "0", "--endpoint", &endpoint, "--cmd", cmd])

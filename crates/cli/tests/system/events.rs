@@ -32,7 +32,7 @@ fn kinds(events: &[Value]) -> Vec<&str> {
 fn follow(server: &Server) -> TcpStream {
     let mut stream = TcpStream::connect(server.address).expect("connect to the server");
     stream.set_read_timeout(Some(scaled(30))).expect("set a time limit");
-    let request = b"GET /events?since=0&follow=1 HTTP/1.1\r\nhost: manta\r\n\r\n";
+    let request = b"GET /events?since=0&follow=1 HTTP/1.1\r\nhost: localhost\r\n\r\n";
     stream.write_all(request).expect("send the request");
     stream
 }

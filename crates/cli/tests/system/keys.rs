@@ -159,6 +159,52 @@ fn an_address_that_others_reach_needs_a_key_to_listen_on() {
 }
 
 #[test]
+fn without_keys_a_web_page_gets_nothing_and_programs_do() {
+    let _host = Host::enter();
+    let place = new_dir();
+    let path = place.path().join("manta.sock");
+    let server = Server::with(&[("MANTA_LISTEN_UNIX", path.to_str().expect("UTF-8"))]);
+    let port = server.address.port();
+    let head = |host: &str, more: &str| {
+        format!(
+            "POST /create HTTP/1.1\r\nhost: {host}\r\n{more}connection: close\r\ncontent-length: 0\r\n\r\n"
+        )
+    };
+    let ask = |head: &str| {
+        let mut stream = TcpStream::connect(server.address).expect("connect");
+        stream.set_read_timeout(Some(scaled(60))).expect("set a time limit");
+        stream.write_all(head.as_bytes()).expect("send a request");
+        answer(stream)
+    };
+    // What a browser sends for `fetch(URL, {method: "POST"})`, and for a page whose name leads here by now.
+    let foreign = "origin: http://attacker.example\r\n";
+    let page = head(&format!("127.0.0.1:{port}"), foreign);
+    let name = format!("attacker.example:{port}");
+    let rebound = head(&name, &format!("origin: http://{name}\r\n"));
+    for (request, says) in [(&page, "web page"), (&rebound, "as localhost")] {
+        let message = ask(request).error(403, "forbidden");
+        assert!(message.contains(says) && message.contains("manta key create"), "{message}");
+    }
+    assert_eq!(server.get("/sandboxes"), json!({"sandboxes": []}));
+    server.raw("GET", "/metrics", foreign, b"").error(403, "forbidden");
+    assert_eq!(server.raw("GET", "/healthz", foreign, b"").status, 200);
+
+    for host in [format!("localhost:{port}"), format!("127.0.0.1:{port}"), format!("[::1]:{port}")] {
+        let id = ask(&head(&host, "")).ok()["sandbox_id"].as_str().expect("an id").to_owned();
+        server.destroy(&id).ok();
+    }
+    // No page gets there.
+    let mut stream = UnixStream::connect(&path).expect("connect to the Unix socket");
+    stream.set_read_timeout(Some(scaled(60))).expect("set a time limit");
+    stream.write_all(page.as_bytes()).expect("send a request");
+    answer(stream).ok();
+    // A page that was given a key may use it, wherever it is from.
+    let valid = key(&server.work_dir, &["create", "one"]);
+    ask(&page).error(401, "unauthorized");
+    ask(&head(&name, &format!("{foreign}authorization: Bearer {valid}\r\n"))).ok();
+}
+
+#[test]
 fn the_unix_socket_needs_no_key_and_is_replaced_only_when_its_server_is_dead() {
     let _host = Host::enter();
     let place = new_dir();
@@ -199,7 +245,7 @@ fn half_sent_requests_are_given_up_and_do_not_hold_up_the_end() {
         stream
     };
     const BODY: &str =
-        "POST /exec HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{";
+        "POST /exec HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{";
     let mut head = half("GET /sandboxes HTTP/1.1\r\nhost");
     let mut text = String::new();
     head.read_to_string(&mut text).expect("closed in time");

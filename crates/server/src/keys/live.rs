@@ -62,10 +62,11 @@ impl LiveKeys {
         Ok(Self { path, seen: Mutex::new(Seen { stamp, _file: file, rule }) })
     }
 
-    /// Those of a work directory in which all were revoked.
+    /// Those of a work directory in which all were revoked, or none was ever made.
     #[cfg(any(test, fuzzing))]
-    pub(crate) fn of_nobody() -> Self {
-        let (path, rule) = ("/proc/self/no-such-file".into(), Rule::Holders(Keys::default()));
+    pub(crate) fn without_keys(revoked: bool) -> Self {
+        let rule = if revoked { Rule::Holders(Keys::default()) } else { Rule::Everybody };
+        let path = "/proc/self/no-such-file".into();
         Self { path, seen: Mutex::new(Seen { stamp: None, _file: None, rule }) }
     }
 

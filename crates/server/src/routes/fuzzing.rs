@@ -156,11 +156,7 @@ fn routes(locked: bool) -> Router {
         .route("/snapshot/delete", post(done::<Json<SnapshotDeleteRequest>>))
         .route("/healthz", get(async || "healthy"))
         .layer(DefaultBodyLimit::max(MAX_BODY));
-    let router = if locked {
-        router.layer(from_fn_with_state(Arc::new(LiveKeys::of_nobody()), require_key))
-    } else {
-        router
-    };
+    let router = router.layer(from_fn_with_state(Arc::new(LiveKeys::without_keys(locked)), require_key));
     let judged = move |request: Request, next: Next| async move {
         let open = request.method() == Method::GET && request.uri().path() == "/healthz";
         let response = next.run(request).await;

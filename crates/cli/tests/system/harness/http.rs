@@ -76,7 +76,7 @@ pub(crate) fn begin(address: SocketAddr, path: &str, body: &Value) -> Option<Tcp
     stream.set_read_timeout(Some(limit)).ok()?;
     let body = body.to_string();
     let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: manta\r\nconnection: close\r\ncontent-type: application/json\r\n\
+        "POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
          content-length: {}\r\n\r\n{body}",
         body.len()
     );
@@ -103,7 +103,7 @@ pub(crate) fn open(
 /// Sends a request on a connection that is there.
 pub(crate) fn send(stream: &mut impl Write, method: &str, path: &str, headers: &str, body: &[u8]) {
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: manta\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n",
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).expect("send the request");
