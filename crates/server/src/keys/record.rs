@@ -3,7 +3,6 @@
 //! A key is 160 random bits, so a plain SHA-256 of it is enough to keep: a slow hash makes guessing dear where there
 //! is something to guess, a password; here it would cost each request its time and nobody else anything.
 
-use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -11,6 +10,7 @@ use manta_engine::{Caller, KeyHolder, KeyLimits, SERVER};
 use manta_host::random::random_bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
 use thiserror::Error;
 
 /// Before the random part, so that people and scanners of repositories know one when they see it.
@@ -44,7 +44,7 @@ impl Secret {
 }
 
 /// SHA-256 of a key, in the file in hexadecimal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub(crate) struct Digest([u8; 32]);
 
@@ -146,10 +146,10 @@ pub(crate) enum NameError {
 
 /// Keys, found by what their owners send.
 ///
-/// The search is by SHA-256 in a hash table. How long it takes may tell something of the digest of what was sent, and
-/// nothing of a key: whoever could choose what they send by its digest, bit by bit, would have broken SHA-256.
+/// Each search compares the SHA-256 of what was sent with that of each key, all of it: how long it takes tells how many
+/// keys there are, and nothing of any.
 #[derive(Debug, Default)]
-pub(crate) struct Keys(HashMap<Digest, Holder>);
+pub(crate) struct Keys(Vec<(Digest, Holder)>);
 
 /// A key that counts, and whom it stands for.
 #[derive(Debug, Clone)]
@@ -161,7 +161,15 @@ pub(crate) struct Holder {
 impl Keys {
     /// The key that was sent, if it is one and has not expired.
     pub(crate) fn find(&self, sent: &[u8], now_unix_ms: u64) -> Option<&Holder> {
-        self.0.get(&Digest::of(sent)).filter(|key| !key.record.is_expired(now_unix_ms))
+        let sent = Digest::of(sent);
+        let found =
+            self.0.iter().fold(
+                None,
+                |found, (digest, holder)| {
+                    if bool::from(digest.0.ct_eq(&sent.0)) { Some(holder) } else { found }
+                },
+            );
+        found.filter(|key| !key.record.is_expired(now_unix_ms))
     }
 
     /// Whether there is no key at all.
