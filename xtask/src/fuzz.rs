@@ -96,7 +96,7 @@ fn build() -> Result<()> {
     let step = Step::begin_talking("fuzz targets", "cargo build, in fuzz/");
     let mut cargo = place::cargo();
     // Its flags are those of fuzz/.cargo/config.toml, which the variable would replace.
-    cargo.current_dir(fuzz_dir()).args(["build", "--release"]).env_remove("RUSTFLAGS");
+    cargo.current_dir(fuzz_dir()).args(["build", "--release", "--locked"]).env_remove("RUSTFLAGS");
     run(cargo.env("CARGO_TARGET_DIR", target_dir()))?;
     step.done("built");
     Ok(())
