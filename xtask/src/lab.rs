@@ -24,13 +24,16 @@ pub(crate) use payload::Job;
 /// Exit status of the system tests' job when tests failed, and nothing else did: that of Rust's test harness.
 const TESTS_FAILED: u8 = 101;
 
+/// For one run of the system tests, which takes some twenty minutes on two idle cores.
+pub(crate) const LIMIT: Duration = Duration::from_secs(2700);
+
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Afterwards open a shell in there; without a terminal, keep it running until Ctrl-C
     #[arg(long)]
     keep: bool,
     /// The command may take this long, seconds
-    #[arg(long, default_value_t = 1800)]
+    #[arg(long, default_value_t = LIMIT.as_secs())]
     limit_s: u64,
     /// Run this, with /srv/manta as its directory and manta in PATH, instead of the whole-system tests and a
     /// benchmark; what it writes into /srv/manta/out is brought back into target/lab/out

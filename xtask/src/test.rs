@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything there is to test, on a machine with nothing but Debian and Rust.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -10,9 +10,6 @@ use crate::packages::{self, Purpose};
 use crate::process::run_watching;
 use crate::progress::Step;
 use crate::{artifacts, check, firecracker, fuzz, place};
-
-/// For one lab run, which takes some twenty minutes on two idle cores.
-const LAB_LIMIT: Duration = Duration::from_secs(2700);
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -80,7 +77,7 @@ fn native(filter: Option<&str>) -> Result<Count> {
 fn in_lab() -> Result<(Count, Vec<String>)> {
     let step = Step::begin_talking("lab tests", "the whole-system tests on Firecracker");
     let mut count = Count::default();
-    let SystemTests { status, repeated } = lab::run_system_tests(LAB_LIMIT, |line| count.look(line))?;
+    let SystemTests { status, repeated } = lab::run_system_tests(lab::LIMIT, |line| count.look(line))?;
     // What counts of these is the second time.
     count.failed = count.failed.saturating_sub(u64::try_from(repeated.len())?);
     if status != 0 || count.passed == 0 {
