@@ -294,9 +294,23 @@ impl Server {
         line.and_then(|line| line.split_whitespace().next()?.parse().ok()).expect("a number")
     }
 
-    /// The cgroups of its sandboxes.
+    /// Its tree of cgroups in each hierarchy, and those of its sandboxes below; also when it has ended, and wherever it
+    /// found a place for them.
     pub(crate) fn cgroups(&self) -> BTreeSet<PathBuf> {
-        BTreeSet::new()
+        let work_dir = fs::metadata(&self.work_dir).expect("its work directory");
+        let name = format!("manta-{:x}-{:x}", work_dir.dev(), work_dir.ino());
+        let (mut found, mut dirs) = (BTreeSet::new(), vec![PathBuf::from("/sys/fs/cgroup")]);
+        while let Some(dir) = dirs.pop() {
+            // Others' groups come and go meanwhile. What is a link is another name for a hierarchy.
+            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+            let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            dirs.extend(below.map(|entry| entry.path()).inspect(|dir| {
+                if dir.components().any(|part| part.as_os_str() == name.as_str()) {
+                    found.insert(dir.clone());
+                }
+            }));
+        }
+        found
     }
 
     /// What is left below the directory of sandboxes.
