@@ -77,11 +77,12 @@ fn a_sandbox_outlives_its_server_with_all_it_is() {
 fn what_cannot_or_must_not_live_on_is_removed_and_it_is_told_why() {
     let host = Host::enter();
     let server = Server::with(&[("MANTA_NETNS_POOL_SIZE", "0")]);
+    let [dying, rebooting, living] = [(); 3].map(|()| server.create());
+    let (doomed, silent) = (pid(&server, &dying), pid(&server, &rebooting));
+    // The last, so that it does not expire under this server.
     let expiring = server.post("/create", &json!({"timeout_s": 2})).ok();
     let expiring = expiring["sandbox_id"].as_str().expect("an id").to_owned();
-    let [dying, rebooting, living] = [(); 3].map(|()| server.create());
     let created = Instant::now();
-    let (doomed, silent) = (pid(&server, &dying), pid(&server, &rebooting));
     let dir = server.kill();
     kill(doomed);
     // Stands for a guest that does not answer any more, though its VMM lives.
