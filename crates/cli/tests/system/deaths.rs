@@ -193,7 +193,7 @@ fn a_server_without_descriptors_refuses_new_work_and_recovers() {
 #[test]
 fn a_vmm_that_stands_still_times_out_and_can_be_destroyed() {
     let _host = Host::enter();
-    let server = Server::start();
+    let server = Server::with(&[("MANTA_AGENT_CALL_TIMEOUT", "5s")]);
     let (frozen, other) = (server.create(), server.create());
     let pid = sandbox(&server, &frozen)["pid"].as_i64().expect("a pid");
     let pid = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");

@@ -30,7 +30,7 @@ fn hurts_itself_only(cmd: &str, settings: &[(&str, &str)], check: impl FnOnce(&S
         while !bomb.is_finished() || asked == 0 {
             let began = Instant::now();
             assert_eq!(server.stdout(&neighbour, "echo works"), "works");
-            assert!(began.elapsed() < scaled(8), "the neighbour took {:?}", began.elapsed());
+            assert!(began.elapsed() < scaled(20), "the neighbour took {:?}", began.elapsed());
             asked += 1;
         }
         // Whatever it says, it is an answer.
@@ -80,7 +80,7 @@ fn a_disk_bomb_takes_no_more_than_the_guests_disk() {
     const DISK_MIB: u64 = 64;
     // What is on a disk of another size is booted, not restored.
     let settings = [("MANTA_DISK_MIB", "64"), ("MANTA_ENABLE_SNAPSHOTS", "0")];
-    let bomb = "dd if=/dev/urandom of=/root/bomb bs=1M; sync; i=0; while [ $i -lt 50 ] && : > /root/file$i; do i=$((i+1)); done";
+    let bomb = "dd if=/dev/zero of=/root/bomb bs=1M; sync; i=0; while [ $i -lt 50 ] && : > /root/file$i; do i=$((i+1)); done";
     hurts_itself_only(bomb, &settings, |server, victim| {
         assert_eq!(server.stdout(victim, "echo lives"), "lives");
         let taken = allocated(&server.work_dir.join("sandboxes")) >> 20;

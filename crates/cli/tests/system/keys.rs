@@ -244,8 +244,7 @@ fn half_sent_requests_are_given_up_and_do_not_hold_up_the_end() {
         stream.write_all(text.as_bytes()).expect("send half a request");
         stream
     };
-    const BODY: &str =
-        "POST /exec HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{";
+    const BODY: &str = "POST /exec HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{";
     let mut head = half("GET /sandboxes HTTP/1.1\r\nhost");
     let mut text = String::new();
     head.read_to_string(&mut text).expect("closed in time");
@@ -266,7 +265,7 @@ fn half_sent_requests_are_given_up_and_do_not_hold_up_the_end() {
     let began = Instant::now();
     server.stop();
     let took = began.elapsed();
-    assert!(took < scaled(4), "half-sent requests held up the end: {took:?}");
+    assert!(took < scaled(10), "half-sent requests held up the end: {took:?}");
     assert!(!server.log().contains("connections still open"), "{}", server.log());
     drop(held);
 }
