@@ -1,8 +1,8 @@
-//! Directories below the work directory: made, named, removed.
+//! Directories below the work directory: made and named.
 
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use crate::config::EngineConfig;
 use crate::error::StartError;
@@ -27,12 +27,4 @@ pub(crate) fn make_dir(path: &Path) -> Result<(), StartError> {
     let failed = |source| StartError::Path { action: "make directory", path: path.to_owned(), source };
     fs::create_dir_all(path).map_err(failed)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o711)).map_err(failed)
-}
-
-/// Removes a sandbox's directory; one that is not there is fine.
-pub(crate) fn remove_dir(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }

@@ -16,6 +16,7 @@ pub mod process;
 pub mod random;
 pub mod usage;
 
+mod removal;
 mod sys;
 
 pub use cgroup::{Cgroup, CgroupEntry, CgroupError, CgroupLimits, Cgroups};
@@ -24,3 +25,4 @@ pub use lock::{LockError, ServerLock, WorkDirLock};
 pub use net::{GuestNet, HostNetwork, NetError, NetSlot, detect_egress, sweep_network};
 pub use netns::{NetNs, NetNsError};
 pub use process::{Credentials, Ended, Process, ProcessError, ProcessId, Spawn, Stray, processes_in};
+pub use removal::remove_all;

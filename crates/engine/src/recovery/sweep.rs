@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use manta_api::{Event, EventKind};
 use manta_host::process::{Process, ProcessError, ProcessId, Stray};
-use manta_host::{Cgroup, Cgroups};
+use manta_host::{Cgroup, Cgroups, remove_all};
 use tokio::task::spawn_blocking;
 use tracing::{error, info};
 
 use super::plan::Remains;
 use crate::caller::Caller;
-use crate::dirs::remove_dir;
 use crate::ending::Ending;
 use crate::failpoint::{Failpoint, reached};
 use crate::journal::{Row, written};
@@ -94,7 +93,7 @@ fn remove(cgroups: &Cgroups, name: Option<&str>, dir: Option<&Path>) -> Result<(
         group.destroy().map_err(|error| crate::error::chain(&error))?;
     }
     if let Some(dir) = dir {
-        remove_dir(dir).map_err(|error| format!("cannot remove {}: {error}", dir.display()))?;
+        remove_all(dir).map_err(|error| format!("cannot remove {}: {error}", dir.display()))?;
     }
     reached(Failpoint::RecoverFiles);
     Ok(())

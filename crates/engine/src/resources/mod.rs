@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use manta_agent_proto::{Identity, Network};
 use manta_api::{SandboxId, SandboxState};
-use manta_host::Cgroup;
 use manta_host::net::{GUEST, NetSlot};
+use manta_host::{Cgroup, remove_all};
 use manta_vmm::{Exit, MicroVm, Origin, Place, VmmError};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,6 @@ use tracing::{error, info, warn};
 
 use crate::agent::{End, Session};
 use crate::artifacts::by_descriptor;
-use crate::dirs::remove_dir;
 use crate::error::{EngineError, chain};
 use crate::failpoint::{Failpoint, Stage, Way, reached};
 use crate::guest;
@@ -358,7 +357,7 @@ impl Resources {
                     warn!(dir = %dir.display(), "a sandbox's directory is kept until the next start");
                     Ok(())
                 } else {
-                    remove_dir(&dir)
+                    remove_all(&dir)
                 };
                 // What is left is not its user's any more, who will be the next VMM's.
                 if keep_dir || removed.is_err() {
@@ -421,7 +420,7 @@ impl Drop for Resources {
         if let Some(dir) = self.dir.take() {
             warn!(dir = %dir.display(), "a sandbox was dropped without being taken apart");
             drop(self.vm.take());
-            let _ = remove_dir(&dir);
+            let _ = remove_all(&dir);
         }
     }
 }

@@ -7,13 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use manta_api::{SandboxId, SnapshotId};
+use manta_host::remove_all;
 use manta_vmm::SnapshotFiles;
 use tracing::warn;
 
 use super::error::StoreError;
-use super::files::{
-    DISK, MANIFEST, MEMORY, STATE, bury, bytes_on_disk, dir_bytes, new_dir, remove_all, seal, sync_dir,
-};
+use super::files::{DISK, MANIFEST, MEMORY, STATE, bury, bytes_on_disk, dir_bytes, new_dir, seal, sync_dir};
 use super::machine::Machine;
 use super::manifest::{FORMAT, Manifest};
 use super::name::SnapshotName;

@@ -1,5 +1,5 @@
-//! The files of a snapshot's directory: their names, whether they are as they were written, how they reach
-//! the medium and how they go.
+//! The files of a snapshot's directory: their names, whether they are as they were written, and how they
+//! reach the medium.
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io;
@@ -128,17 +128,4 @@ pub(super) fn bury(parent: &Path, dir: &Path, id: &SnapshotId) -> io::Result<Pat
     let dead = parent.join(format!("{DEAD}{id}"));
     fs::rename(dir, &dead)?;
     Ok(dead)
-}
-
-/// Removes a file, a link or a directory with all in it; one that is not there is fine.
-pub(super) fn remove_all(path: &Path) -> io::Result<()> {
-    let removed = match fs::symlink_metadata(path) {
-        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }

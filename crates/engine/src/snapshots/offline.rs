@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use manta_api::{SandboxId, SnapshotBytes, SnapshotId};
 use manta_host::lock::{LockError, WorkDirLock};
+use manta_host::remove_all;
 use serde::Serialize;
 use thiserror::Error;
 
-use super::files::{bytes_on_disk, dir_bytes, remove_all};
+use super::files::{bytes_on_disk, dir_bytes};
 use super::manifest::Manifest;
 use super::scan::{Found, scan};
 use super::store::{Limits, Store};

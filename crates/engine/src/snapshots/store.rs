@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use manta_api::{SnapshotId, SnapshotInfo};
 use manta_host::random::random_bytes;
+use manta_host::remove_all;
 use tracing::{info, warn};
 
 use super::draft::Draft;
 use super::error::StoreError;
-use super::files::{bury, bytes_on_disk, dir_bytes, new_dir, remove_all, sync_dir};
+use super::files::{bury, bytes_on_disk, dir_bytes, new_dir, sync_dir};
 use super::machine::{Compare, Machine};
 use super::name::SnapshotName;
 use super::scan::{Found, scan};
