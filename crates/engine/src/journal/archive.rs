@@ -2,17 +2,26 @@
 //! most, each in a thread of its own.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use manta_api::{Event, EventKind, SandboxId};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params_from_iter};
+use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use super::db::{FILE, json};
 use super::error::JournalError;
 use crate::events::unix_ms;
+
+/// Events of one sandbox, and of none: two walks along the index, each of which looks at nothing else.
+pub(super) const OF_ONE: &str = "
+    SELECT seq, event FROM events WHERE sandbox_id = ?4 AND seq >= ?1 AND seq < ?2
+    UNION ALL
+    SELECT seq, event FROM events WHERE sandbox_id IS NULL AND seq >= ?1 AND seq < ?2
+    ORDER BY seq LIMIT ?3
+";
 
 /// The events in the journal. Clones share the way there.
 #[derive(Debug, Clone)]
@@ -53,12 +62,10 @@ impl Archive {
     /// Looks at some events. Where there should be more than there are, one of kind [`EventKind::Lost`] stands for
     /// them. What cannot be read is lost, too.
     pub(crate) async fn read(&self, wanted: Wanted) -> Page {
-        let archive = self.clone();
         let (from, below) = (wanted.from, wanted.below);
-        let read = spawn_blocking(move || {
-            let connection = archive.0.lock().unwrap_or_else(PoisonError::into_inner);
-            read(&connection, &wanted)
-        });
+        // Whoever has to wait takes up no thread meanwhile.
+        let connection = self.0.clone().lock_owned().await;
+        let read = spawn_blocking(move || read(&connection, &wanted));
         let reason = match read.await {
             Ok(Ok(page)) => return page,
             Ok(Err(error)) => crate::error::chain(&error),
@@ -85,10 +92,7 @@ fn read(connection: &Connection, wanted: &Wanted) -> rusqlite::Result<Page> {
     }
     let sql = match of {
         None => "SELECT seq, event FROM events WHERE seq >= ?1 AND seq < ?2 ORDER BY seq LIMIT ?3",
-        Some(_) => {
-            "SELECT seq, event FROM events WHERE seq >= ?1 AND seq < ?2 AND (sandbox_id = ?4 OR sandbox_id IS NULL) \
-             ORDER BY seq LIMIT ?3"
-        }
+        Some(_) => OF_ONE,
     };
     let integer = |number: u64| Value::Integer(i64::try_from(number).unwrap_or(i64::MAX));
     let numbers = [from, below, most as u64].map(integer);

@@ -33,7 +33,8 @@ const EVENTS_STEP: u64 = 1_000;
 pub(super) const UNWRITTEN: u64 = 10_000;
 
 /// Each makes a journal of its number into one of the next.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE machines (id TEXT PRIMARY KEY, machine TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE sandboxes (id TEXT PRIMARY KEY, machine_id TEXT NOT NULL, entry TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE endings (n INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, ending TEXT NOT NULL);
@@ -41,7 +42,12 @@ const MIGRATIONS: [&str; 1] = ["
     CREATE INDEX events_of ON events (sandbox_id, seq) WHERE sandbox_id IS NOT NULL;
     CREATE TABLE server (ended_well INTEGER NOT NULL);
     INSERT INTO server VALUES (1);
-"];
+",
+    "
+    DROP INDEX events_of;
+    CREATE INDEX events_of ON events (sandbox_id, seq);
+",
+];
 
 /// One change.
 #[derive(Debug, Clone)]
@@ -78,12 +84,9 @@ pub(super) struct Db {
 impl Db {
     /// Opens the journal below `work_dir`, or makes it, and reads what is there. One that cannot be read is put aside
     /// when `deserted` says that no microVM lives which it could know.
-    pub(super) fn open(
-        work_dir: &Path,
-        deserted: impl FnOnce() -> bool,
-    ) -> Result<(Self, Found), JournalError> {
+    pub(super) fn open(work_dir: &Path, deserted: impl Fn() -> bool) -> Result<(Self, Found), JournalError> {
         let path = work_dir.join(FILE);
-        match Self::try_open(&path) {
+        match Self::try_open(&path, &deserted) {
             Err(JournalError::Corrupt { path, source }) if deserted() => {
                 let aside = put_aside(&path).map_err(|error| open_error(&path, error))?;
                 let what = format!(
@@ -92,14 +95,14 @@ impl Db {
                     aside.display()
                 );
                 warn!("{what}");
-                let (db, found) = Self::try_open(&path)?;
+                let (db, found) = Self::try_open(&path, || false)?;
                 Ok((db, Found { put_aside: Some(what), ..found }))
             }
             opened => opened,
         }
     }
 
-    fn try_open(path: &Path) -> Result<(Self, Found), JournalError> {
+    fn try_open(path: &Path, deserted: impl Fn() -> bool) -> Result<(Self, Found), JournalError> {
         // SQLite gives its other two files the permissions of this one.
         let made = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
         made.map_err(|error| open_error(path, error))?;
@@ -107,6 +110,11 @@ impl Db {
         let mut connection =
             Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(judge)?;
         set_up(&connection).map_err(judge)?;
+        // Only with the machine can it have been damaged, and then nothing lives. A server that was killed has a
+        // successor in a hurry, and left a whole one.
+        if deserted() {
+            check(&connection).map_err(judge)?;
+        }
         migrate(&mut connection, path)?;
         let found = read(&mut connection).map_err(judge)?;
         Ok((Self { connection, unpruned: EVENTS_STEP, machine: None }, found))
@@ -125,6 +133,13 @@ impl Db {
         transaction.commit()?;
         (self.machine, self.unpruned) = (machine, unpruned);
         Ok(())
+    }
+
+    /// Brings all that was written into the one file. Without that nothing is lost: the next server finds it in the log.
+    pub(super) fn settle(&self) {
+        if let Err(error) = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
+            warn!(error = crate::error::chain(&error), "the journal's log stays beside it");
+        }
     }
 
     /// As a commit, without a change: whether it could be written.
@@ -162,6 +177,16 @@ fn set_up(connection: &Connection) -> rusqlite::Result<()> {
     // In KiB, if negative. What it works on is far less; the kernel has the rest.
     connection.pragma_update(None, "cache_size", -512)?;
     connection.pragma_update(None, "temp_store", "MEMORY")
+}
+
+/// Looks at all pages: a damaged one may be one that only a later commit comes upon.
+fn check(connection: &Connection) -> rusqlite::Result<()> {
+    let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if found == "ok" {
+        return Ok(());
+    }
+    let corrupt = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+    Err(rusqlite::Error::SqliteFailure(corrupt, Some(found)))
 }
 
 fn migrate(connection: &mut Connection, path: &Path) -> Result<(), JournalError> {

@@ -10,7 +10,7 @@ use manta_api::{Event, EventKind, SandboxId};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::archive::Wanted;
+use super::archive::{OF_ONE, Wanted};
 use super::db::{Change, Db, ENDINGS, EVENTS, FILE, Found, UNWRITTEN};
 use super::error::JournalError;
 use super::*;
@@ -111,10 +111,10 @@ fn one_of_a_later_version_is_refused_and_one_without_sense_is_put_aside_if_nobod
     let dir = tempfile::tempdir().unwrap();
     let (mut db, _) = open(dir.path()).unwrap();
     db.commit([Change::Put(Box::new(row(1, Step::Handed)))].iter()).unwrap();
-    db.connection().pragma_update(None, "user_version", 2).unwrap();
+    db.connection().pragma_update(None, "user_version", 3).unwrap();
     drop(db);
     let error = open(dir.path()).unwrap_err();
-    assert!(matches!(error, JournalError::Newer { found: 2, known: 1, .. }), "{error}");
+    assert!(matches!(error, JournalError::Newer { found: 3, known: 2, .. }), "{error}");
     let path = dir.path().join(FILE);
     rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 1).unwrap();
     assert_eq!(reopened(&dir).rows.len(), 1);
@@ -193,6 +193,53 @@ async fn events_are_read_and_what_is_missing_is_told() {
     assert_eq!(read(20, 30, None, true, 9).await, (vec![(20, None), (29, Some(9))], 30));
     assert_eq!(read(20, 30, Some(1), true, 9).await, (vec![(29, Some(9))], 30));
     assert_eq!(read(3, 9, None, true, 9).await, (vec![(8, Some(6))], 9));
+}
+
+#[test]
+fn events_of_one_sandbox_are_found_without_looking_at_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let (db, _) = open(dir.path()).unwrap();
+    let mut plan = db.connection().prepare(&format!("EXPLAIN QUERY PLAN {OF_ONE}")).unwrap();
+    let steps = plan.query_map(rusqlite::params![1, 2, 3, "x"], |row| row.get::<_, String>(3)).unwrap();
+    let steps: Vec<_> = steps.map(Result::unwrap).filter(|step| step.contains("events")).collect();
+    assert_eq!(steps.len(), 2, "{steps:?}");
+    let found = |step: &String| step.contains("INDEX events_of (sandbox_id=? AND seq>? AND seq<?)");
+    assert!(steps.iter().all(found), "{steps:?}");
+}
+
+#[tokio::test]
+async fn after_an_orderly_end_all_is_in_the_one_file() {
+    let [dir, copy] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let (journal, archive, _) = Journal::open(dir.path(), || false).unwrap();
+    written(journal.events((1..=50).map(|seq| event(seq, 1)).collect())).await.unwrap();
+    journal.close();
+    fs::copy(dir.path().join(FILE), copy.path().join(FILE)).unwrap();
+    let log = fs::metadata(dir.path().join(format!("{FILE}-wal"))).map_or(0, |log| log.len());
+    assert_eq!((log, reopened(&copy).next_seq), (0, 51));
+    drop(archive);
+}
+
+#[test]
+fn a_damaged_page_of_events_is_noticed_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE);
+    let (mut db, _) = open(dir.path()).unwrap();
+    for from in (1..=EVENTS).step_by(1000) {
+        db.commit([Change::Events((from..from + 1000).map(|seq| event(seq, 1)).collect())].iter()).unwrap();
+    }
+    db.settle();
+    drop(db);
+    let began = std::time::Instant::now();
+    assert_eq!(Db::open(dir.path(), || true).unwrap().1.put_aside, None, "whole");
+    println!("opened and looked through within {:?}", began.elapsed());
+
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2 / 4096 * 4096;
+    bytes[middle..middle + 4096].fill(0);
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(Db::open(dir.path(), || false).unwrap().1.put_aside, None, "nobody looked");
+    assert!(Db::open(dir.path(), || true).unwrap().1.put_aside.is_some());
+    assert_eq!(Db::open(dir.path(), || true).unwrap().1.put_aside, None);
 }
 
 /// What a journal says of sandboxes and endings.

@@ -53,7 +53,7 @@ impl Journal {
     /// Opens the journal below `work_dir`; see [`Db::open`]. Blocking.
     pub(crate) fn open(
         work_dir: &Path,
-        deserted: impl FnOnce() -> bool,
+        deserted: impl Fn() -> bool,
     ) -> Result<(Self, Archive, Found), JournalError> {
         let (db, found) = Db::open(work_dir, deserted)?;
         let archive = Archive::open(work_dir)?;
@@ -139,18 +139,19 @@ impl Writer {
                 match queue.recv_timeout(RETRY) {
                     Ok(order) => Some(order),
                     Err(RecvTimeoutError::Timeout) => None,
-                    Err(RecvTimeoutError::Disconnected) => return,
+                    Err(RecvTimeoutError::Disconnected) => break,
                 }
             } else {
                 match queue.recv() {
                     Ok(order) => Some(order),
-                    Err(_) => return,
+                    Err(_) => break,
                 }
             };
             let mut orders: Vec<_> = first.into_iter().collect();
             orders.extend(queue.try_iter().take(BATCH));
             self.commit(orders);
         }
+        self.db.settle();
     }
 
     fn commit(&mut self, orders: Vec<Order>) {
