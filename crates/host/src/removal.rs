@@ -150,7 +150,7 @@ mod tests {
         let link = root.path().join("link");
         symlink(&outside, &link).unwrap();
         if geteuid().is_root() {
-            fs::set_permissions(&deep, fs::Permissions::from_mode(0)).unwrap();
+            fs::set_permissions(&deep, fs::Permissions::from_mode(0o000)).unwrap();
             std::os::unix::fs::chown(&deep, Some(12345), Some(12345)).unwrap();
         }
         for gone in [&top, &link, &root.path().join("none")] {
