@@ -1,7 +1,7 @@
 //! Removes a directory with all in it, whoever made that. Does not know whose it is.
 //!
 //! A VMM that its guest took over can nest directories as deep as there are inodes. `std::fs::remove_dir_all` calls
-//! itself for each level and holds a descriptor meanwhile; here every depth takes two descriptors and no stack.
+//! itself for each level and holds a descriptor meanwhile; here every depth takes a few descriptors and no stack.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
