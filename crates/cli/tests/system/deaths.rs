@@ -70,7 +70,7 @@ fn a_guest_that_powers_off_is_noticed() {
         let _host = Host::enter();
         let server = Server::start();
         let id = server.create();
-        let limited = json!({"sandbox_id": id, "cmd": OFF, "timeout_ms": 1000});
+        let limited = json!({"sandbox_id": id, "cmd": OFF, "timeout_ms": scaled(3).as_millis() as u64});
         server.post("/exec", &limited).error(504, "guest_timeout");
         server.destroy(&id).ok();
         assert_eq!(server.vmms(), [0u32; 0]);
