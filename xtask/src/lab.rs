@@ -24,8 +24,8 @@ pub(crate) use payload::Job;
 /// Exit status of the system tests' job when tests failed, and nothing else did: that of Rust's test harness.
 const TESTS_FAILED: u8 = 101;
 
-/// For one run of the system tests, which takes some twenty minutes on two idle cores.
-pub(crate) const LIMIT: Duration = Duration::from_secs(2700);
+/// For one run of the system tests, which takes some thirty minutes on two idle cores.
+pub(crate) const LIMIT: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
