@@ -47,6 +47,21 @@ impl Drop for Place {
     }
 }
 
+/// Does `work` in its turn. That is over after `limit`, whether or not the work is done: from then on it rather waits
+/// than works, and guests that never answer do not hold up others.
+pub(crate) async fn in_turn<T>(
+    turn: OwnedSemaphorePermit,
+    limit: Duration,
+    work: impl Future<Output = T>,
+) -> T {
+    let mut work = std::pin::pin!(work);
+    if let Ok(done) = tokio::time::timeout(limit, work.as_mut()).await {
+        return done;
+    }
+    drop(turn);
+    work.await
+}
+
 impl Admission {
     /// `width` microVMs are started at once; nobody waits for that longer than `patience`, or once `stop` is
     /// cancelled.
@@ -81,9 +96,9 @@ impl Admission {
         self.take(caller, false)
     }
 
-    /// A place for a sandbox that exists already, whatever the limits are.
-    pub(crate) fn place_that_was_taken(&self, maker: &Caller) -> Place {
-        Place { taken: Some(Places::take_back(&self.places, maker)), freed: self.freed.clone() }
+    /// A place for a sandbox that exists already and has `mib` of memory, whatever the limits are.
+    pub(crate) fn place_that_was_taken(&self, maker: &Caller, mib: u64) -> Place {
+        Place { taken: Some(Places::take_back(&self.places, maker, mib)), freed: self.freed.clone() }
     }
 
     fn take(&self, caller: &Caller, asked: bool) -> Result<Place, EngineError> {

@@ -12,7 +12,22 @@ use manta_vmm::{DiskLimits, Vmm};
 /// What a VMM takes beside its guest's memory, MiB.
 pub const VMM_OVERHEAD_MIB: u64 = 48;
 
-use crate::limits::CgroupMode;
+/// Memory committed to a sandbox whose guest has so much, both MiB.
+#[must_use]
+pub fn sandbox_mib(mem_mib: u32) -> u64 {
+    u64::from(mem_mib) + VMM_OVERHEAD_MIB
+}
+
+/// Whether VMMs get cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CgroupMode {
+    /// As far as the host has them; what is missing is told.
+    Auto,
+    /// The server does not start if a limit is missing.
+    Required,
+    /// Never.
+    Off,
+}
 
 /// Settings of an [`crate::Engine`].
 #[derive(Debug, Clone)]

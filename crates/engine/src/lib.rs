@@ -36,11 +36,12 @@ mod snapshots;
 mod table;
 mod template;
 mod timing;
+mod wish;
 
 pub use self::metrics::describe as describe_metrics;
 pub use agent::{ExecOutput, Output};
 pub use caller::{Caller, KeyHolder, KeyLimits, Rate, SERVER};
-pub use config::{EngineConfig, VMM_OVERHEAD_MIB};
+pub use config::{CgroupMode, EngineConfig, VMM_OVERHEAD_MIB, sandbox_mib};
 pub use ending::Ending;
 pub use engine::{Engine, ShutdownReport};
 pub use error::{EngineError, StartError};
@@ -48,7 +49,6 @@ pub use events::EventReader;
 pub use exec::ExecSpec;
 pub use failpoint::{Armed as ArmedFailpoint, VARIABLE as FAILPOINT_VARIABLE, failpoints};
 pub use lifetime::LONGEST_LIFETIME;
-pub use limits::CgroupMode;
 pub use pool::{PoolStatus, Pools};
 pub use snapshots::{
     GcReport, LockedSnapshotDir, OfflineError, RemovedSnapshot, SavedMachine, SavedSnapshot, SnapshotDir,

@@ -9,7 +9,7 @@ use manta_api::SandboxId;
 use manta_host::{Cgroup, CgroupLimits, Cgroups};
 use tracing::{debug, info};
 
-use crate::config::EngineConfig;
+use crate::config::{CgroupMode, EngineConfig};
 use crate::error::{EngineError, StartError, chain};
 
 /// Memory of a VMM beside its guest's, MiB: QEMU's cache of translated code is 64, its own data up to 60, and what
@@ -19,17 +19,6 @@ const VMM_MIB: u64 = 192;
 const GUEST_PARTS: u64 = 32;
 /// Threads of a VMM beside those of its processors. QEMU starts up to 64 for its disks.
 const VMM_THREADS: u32 = 128;
-
-/// Whether VMMs get cgroups.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CgroupMode {
-    /// As far as the host has them; what is missing is told.
-    Auto,
-    /// The server does not start if a limit is missing.
-    Required,
-    /// Never.
-    Off,
-}
 
 /// What VMMs may use, and their groups.
 #[derive(Debug)]

@@ -18,7 +18,7 @@ pub(crate) struct HostLimits {
     pub(crate) max_sandboxes: usize,
     /// Most memory of all of them, MiB.
     pub(crate) max_memory_mib: u64,
-    /// Of one: its guest's and its VMM's own.
+    /// Of a new one: its guest's and its VMM's own.
     pub(crate) sandbox_mib: u64,
 }
 
@@ -32,6 +32,7 @@ pub(crate) struct Places {
 #[derive(Debug, Default)]
 struct Held {
     places: usize,
+    committed_mib: u64,
     keys: HashMap<String, HeldByKey>,
 }
 
@@ -53,12 +54,14 @@ struct Bucket {
 pub(crate) struct Taken {
     places: Arc<Places>,
     owner: Option<String>,
+    mib: u64,
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
         let mut held = self.places.lock();
         held.places -= 1;
+        held.committed_mib -= self.mib;
         if let Some(key) = self.owner.as_ref().and_then(|owner| held.keys.get_mut(owner)) {
             key.places -= 1;
         }
@@ -78,39 +81,36 @@ impl Places {
         let owner = caller.owner().map(str::to_owned);
         let mut held = this.lock();
         if !matches!(caller, Caller::Server) {
-            this.limits.check(held.places)?;
+            this.limits.check(&held)?;
         }
         if let Some(owner) = &owner {
             held.take_of_key(owner, caller, asked, Instant::now())?;
         }
-        held.places += 1;
-        drop(held);
-        Ok(Taken { places: this.clone(), owner })
+        Ok(held.add(this, owner, this.limits.sandbox_mib))
     }
 
-    /// The one of a sandbox that exists: it counts, though there may be none. There is none for others then, until
-    /// enough are given back.
-    pub(crate) fn take_back(this: &Arc<Self>, maker: &Caller) -> Taken {
+    /// The one of a sandbox that exists and has so much memory: it counts, though there may be none. There is none for
+    /// others then, until enough are given back.
+    pub(crate) fn take_back(this: &Arc<Self>, maker: &Caller, mib: u64) -> Taken {
         let owner = maker.owner().map(str::to_owned);
         let mut held = this.lock();
-        held.places += 1;
         if let Some(owner) = &owner {
             held.keys.entry(owner.clone()).or_default().places += 1;
         }
-        drop(held);
-        Taken { places: this.clone(), owner }
+        held.add(this, owner, mib)
     }
 
     /// How many more there are.
     pub(crate) fn free(&self) -> usize {
         let HostLimits { max_sandboxes, max_memory_mib, sandbox_mib } = self.limits;
-        let fit = usize::try_from(max_memory_mib / sandbox_mib.max(1)).unwrap_or(usize::MAX);
-        max_sandboxes.min(fit).saturating_sub(self.lock().places)
+        let held = self.lock();
+        let fit = max_memory_mib.saturating_sub(held.committed_mib) / sandbox_mib.max(1);
+        max_sandboxes.saturating_sub(held.places).min(usize::try_from(fit).unwrap_or(usize::MAX))
     }
 
     /// Memory of all sandboxes that have a place, MiB.
     pub(crate) fn committed_mib(&self) -> u64 {
-        self.lock().places as u64 * self.limits.sandbox_mib
+        self.lock().committed_mib
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -119,11 +119,11 @@ impl Places {
 }
 
 impl HostLimits {
-    fn check(self, places: usize) -> Result<(), EngineError> {
-        if places >= self.max_sandboxes {
+    fn check(self, held: &Held) -> Result<(), EngineError> {
+        if held.places >= self.max_sandboxes {
             return Err(EngineError::HostFull { limit: self.max_sandboxes });
         }
-        let committed_mib = places as u64 * self.sandbox_mib;
+        let committed_mib = held.committed_mib;
         if committed_mib + self.sandbox_mib > self.max_memory_mib {
             return Err(EngineError::HostMemoryFull { committed_mib, limit_mib: self.max_memory_mib });
         }
@@ -132,6 +132,12 @@ impl HostLimits {
 }
 
 impl Held {
+    fn add(&mut self, places: &Arc<Places>, owner: Option<String>, mib: u64) -> Taken {
+        self.places += 1;
+        self.committed_mib += mib;
+        Taken { places: places.clone(), owner, mib }
+    }
+
     fn take_of_key(
         &mut self,
         owner: &str,
@@ -207,6 +213,13 @@ mod tests {
         assert_eq!(small.free(), 0);
         drop(held);
         assert_eq!(small.free(), 2);
+
+        // One that was made when sandboxes were larger.
+        let large = Places::take_back(&small, &Caller::Anyone, 700);
+        assert_eq!((small.free(), small.committed_mib()), (0, 700));
+        assert!(take(&small).is_err());
+        drop(large);
+        assert_eq!((small.free(), small.committed_mib()), (2, 0));
     }
 
     #[test]

@@ -16,7 +16,6 @@ use crate::admission::Place;
 use crate::agent::{ExecOutput, excerpt};
 use crate::caller::Caller;
 use crate::ending::Ending;
-use crate::engine::Wish;
 use crate::error::EngineError;
 use crate::exec::{self, ExecSpec};
 use crate::failpoint::{Failpoint, reached};
@@ -26,6 +25,7 @@ use crate::resources::{Death, Resources, Start};
 use crate::shared::Shared;
 use crate::snapshots::{Order, Stored, take};
 use crate::timing::{Clock, Operation, Timings};
+use crate::wish::Wish;
 
 /// A session that ends sooner than this after it was begun anew is not begun once more. A connection that is lost
 /// does not end one: that takes an agent that could not be reached for a while, or was too slow to park.

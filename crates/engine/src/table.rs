@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use manta_api::{SandboxId, SandboxInfo, SandboxState};
+use tokio::sync::Notify;
 
 use crate::ending::Ending;
 use crate::sandbox::{Ended, Handle};
@@ -12,11 +13,17 @@ use crate::sandbox::{Ended, Handle};
 const REMEMBERED: usize = 10_000;
 
 #[derive(Debug, Default)]
-pub(crate) struct Table(Mutex<Entries>);
+pub(crate) struct Table {
+    entries: Mutex<Entries>,
+    /// What became of an expected one is known.
+    settled: Notify,
+}
 
 #[derive(Debug, Default)]
 struct Entries {
     sandboxes: HashMap<SandboxId, Handle>,
+    /// To be taken back from a killed server, as they were shown last.
+    expected: HashMap<SandboxId, SandboxInfo>,
     destroyed: HashMap<SandboxId, Ending>,
     destroyed_order: VecDeque<SandboxId>,
 }
@@ -29,7 +36,37 @@ impl Table {
         let mut entries = self.lock();
         let handle = start(Box::new(move |ending| table.ended(&ended, ending)));
         entries.sandboxes.insert(id.clone(), handle.clone());
+        self.settle(entries, id);
         handle
+    }
+
+    /// Says what may be taken back. Each is put in, or remembered, or given up.
+    pub(crate) fn expect(&self, infos: impl Iterator<Item = SandboxInfo>) {
+        self.lock().expected = infos.map(|info| (info.id.clone(), info)).collect();
+    }
+
+    /// Nothing is expected any more.
+    pub(crate) fn expect_no_more(&self) {
+        self.lock().expected.clear();
+        self.settled.notify_waiters();
+    }
+
+    /// Completes when this one is not expected any more.
+    pub(crate) async fn settled(&self, id: &SandboxId) {
+        loop {
+            let changed = self.settled.notified();
+            if !self.lock().expected.contains_key(id) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn settle(&self, mut entries: MutexGuard<'_, Entries>, id: &SandboxId) {
+        if entries.expected.remove(id).is_some() {
+            drop(entries);
+            self.settled.notify_waiters();
+        }
     }
 
     pub(crate) fn get(&self, id: &SandboxId) -> Option<Handle> {
@@ -65,28 +102,33 @@ impl Table {
         {
             entries.destroyed.remove(&oldest);
         }
+        self.settle(entries, id);
     }
 
+    /// How many there are, or are expected.
     pub(crate) fn len(&self) -> usize {
-        self.lock().sandboxes.len()
+        let entries = self.lock();
+        entries.sandboxes.len() + entries.expected.len()
     }
 
     /// The state of each, in no order.
     pub(crate) fn states(&self) -> Vec<SandboxState> {
-        self.lock().sandboxes.values().map(Handle::state).collect()
+        let entries = self.lock();
+        let expected = entries.expected.values().map(|info| info.state);
+        entries.sandboxes.values().map(Handle::state).chain(expected).collect()
     }
 
     /// All but the server's own, oldest first.
     pub(crate) fn infos(&self) -> Vec<SandboxInfo> {
         let entries = self.lock();
         let others = entries.sandboxes.values().filter(|handle| !handle.is_own());
-        let mut infos: Vec<_> = others.map(Handle::info).collect();
+        let mut infos: Vec<_> = others.map(Handle::info).chain(entries.expected.values().cloned()).collect();
         drop(entries);
         infos.sort_by(|a, b| (a.created_unix_s, &a.id).cmp(&(b.created_unix_s, &b.id)));
         infos
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use manta_engine::{
     ArmedFailpoint, CgroupMode, Engine, EngineConfig, FAILPOINT_VARIABLE, ShutdownReport, StartError,
-    VMM_OVERHEAD_MIB,
+    VMM_OVERHEAD_MIB, sandbox_mib,
 };
 use manta_host::disk::CloneMode;
 use manta_host::{facts, net};
@@ -127,11 +127,11 @@ async fn serve(args: ServerArgs) -> Result<(), ServerError> {
     let engine = Arc::new(engine);
     // Connections made meanwhile wait; a signal does not. Nobody waits for the golden snapshot who has sandboxes already.
     let getting_ready = async {
-        if engine.recover().await == 0 {
-            engine.prepare().await;
-        } else {
+        if engine.recover().await {
             let engine = engine.clone();
             tokio::spawn(async move { engine.prepare().await });
+        } else {
+            engine.prepare().await;
         }
     };
     let ended_early = tokio::select! {
@@ -271,19 +271,14 @@ fn engine_config(args: &ServerArgs) -> Result<(EngineConfig, String), ServerErro
 /// How many sandboxes fit into the memory for them, beside the VMMs that wait; at least one.
 fn fitting(args: &ServerArgs) -> usize {
     let waiting = vmm_pool_size(args) as u64 * VMM_OVERHEAD_MIB;
-    let fit = max_memory_mib(args).saturating_sub(waiting) / sandbox_mib(args);
+    let fit = max_memory_mib(args).saturating_sub(waiting) / sandbox_mib(args.mem_mib);
     usize::try_from(fit).unwrap_or(usize::MAX).clamp(1, 16_000)
 }
 
 /// Memory that may be committed to sandboxes: room for one at least.
 pub(crate) fn max_memory_mib(args: &ServerArgs) -> u64 {
     let rest = || facts::mem_mib().saturating_sub(HOST_RESERVE_MIB);
-    args.max_memory_mib.unwrap_or_else(rest).max(sandbox_mib(args))
-}
-
-/// Memory committed to one.
-pub(crate) fn sandbox_mib(args: &ServerArgs) -> u64 {
-    u64::from(args.mem_mib) + VMM_OVERHEAD_MIB
+    args.max_memory_mib.unwrap_or_else(rest).max(sandbox_mib(args.mem_mib))
 }
 
 /// VMMs to start ahead of time.
@@ -298,7 +293,7 @@ pub(crate) fn warm_pool_size(args: &ServerArgs) -> usize {
     }
     args.warm_pool_size.map_or_else(
         || {
-            let fit = facts::mem_mib() / 4 / sandbox_mib(args);
+            let fit = facts::mem_mib() / 4 / sandbox_mib(args.mem_mib);
             usize::try_from(fit).unwrap_or(usize::MAX).min(4 * facts::cpus())
         },
         usize::from,

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::harness::{Host, INTERNET, Server, at_once, eventually, kill, scaled};
@@ -16,6 +17,11 @@ fn kinds(server: &Server, query: &str) -> Vec<String> {
 fn pid(server: &Server, id: &str) -> u32 {
     let pid = server.info(id).expect("listed")["pid"].as_u64().expect("a pid");
     u32::try_from(pid).expect("a pid")
+}
+
+fn signal(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");
+    kill_process(pid, signal).expect("signal the VMM");
 }
 
 #[test]
@@ -86,8 +92,7 @@ fn what_cannot_or_must_not_live_on_is_removed_and_it_is_told_why() {
     let dir = server.kill();
     kill(doomed);
     // Stands for a guest that does not answer any more, though its VMM lives.
-    let stopped = rustix::process::Pid::from_raw(i32::try_from(silent).expect("a pid")).expect("a pid");
-    rustix::process::kill_process(stopped, rustix::process::Signal::STOP).expect("stop the VMM");
+    signal(silent, Signal::STOP);
     eventually("one lifetime ends", scaled(10), || created.elapsed().as_secs() > 2);
 
     let next = Server::in_dir(dir, &[("MANTA_NETNS_POOL_SIZE", "0")]);
@@ -105,6 +110,26 @@ fn what_cannot_or_must_not_live_on_is_removed_and_it_is_told_why() {
     });
     next.destroy(&living).ok();
     host.await_no_slots();
+}
+
+#[test]
+fn one_that_answers_late_is_waited_for_by_who_wants_it_and_nobody_else() {
+    let _host = Host::enter();
+    let server = Server::start();
+    let [slow, quick] = [(); 2].map(|()| server.create());
+    let (vmm, info) = (pid(&server, &slow), server.info(&slow));
+    let dir = server.kill();
+    signal(vmm, Signal::STOP);
+    let next = Server::in_dir(dir, &[]);
+    assert_eq!(next.stdout(&quick, "echo here"), "here");
+    assert_eq!(next.info(&slow), info, "it is listed all the time");
+    std::thread::scope(|scope| {
+        let answer = scope.spawn(|| next.stdout(&slow, "echo late"));
+        assert_eq!(next.stdout(&quick, "echo still here"), "still here");
+        assert!(!answer.is_finished(), "it was not waited for");
+        signal(vmm, Signal::CONT);
+        assert_eq!(answer.join().expect("an answer"), "late");
+    });
 }
 
 #[test]

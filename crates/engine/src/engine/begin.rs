@@ -11,8 +11,7 @@ use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::Engine;
-use crate::admission::Place;
-use crate::caller::Caller;
+use crate::admission::{Place, in_turn};
 use crate::error::EngineError;
 use crate::failpoint::{Failpoint, reached};
 use crate::pool::Member;
@@ -21,24 +20,10 @@ use crate::sandbox::{Creator, Handle};
 use crate::shared::random;
 use crate::snapshots::{Stored, blocking};
 use crate::timing::{Clock, PoolUse};
+use crate::wish::Wish;
 
-/// A turn is over after this, whether or not the guest has answered: from then on it rather waits than works, and
-/// guests that never answer do not keep others from being started.
+/// A turn is over after this, whether or not the guest has answered.
 const TURN: Duration = Duration::from_secs(5);
-
-/// What is wanted of a new sandbox, whatever it begins with.
-#[derive(Debug, Clone)]
-pub(crate) struct Wish {
-    /// Whose it is to be.
-    pub(crate) caller: Caller,
-    /// How long it is to live, once it is handed out; none: without a limit.
-    pub(crate) lifetime: Option<Duration>,
-}
-
-impl Wish {
-    /// For the server itself.
-    pub(super) const OWN: Self = Self { caller: Caller::Server, lifetime: None };
-}
 
 impl Engine {
     /// See [`Engine::create`].
@@ -153,13 +138,7 @@ impl Engine {
             Some(Member { id, resources, .. }) => (id, resources.claimed()),
             None => (SandboxId::from_random(random()?), Resources::default()),
         };
-        let begun = self.bring_up_or_again(id, start, wish, resources, place, clock);
-        let mut begun = std::pin::pin!(begun);
-        tokio::select! {
-            outcome = &mut begun => return outcome,
-            () = tokio::time::sleep(TURN) => drop(turn),
-        }
-        begun.await
+        in_turn(turn, TURN, self.bring_up_or_again(id, start, wish, resources, place, clock)).await
     }
 
     /// Brings up a sandbox. When the VMM of a restored one dies on the way, which one that waited may have done

@@ -3,8 +3,6 @@
 mod begin;
 mod ready;
 
-pub(crate) use begin::Wish;
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,7 +21,7 @@ use crate::admission::{Admission, DiskRoom};
 use crate::agent::ExecOutput;
 use crate::artifacts::Artifacts;
 use crate::caller::Caller;
-use crate::config::{EngineConfig, VMM_OVERHEAD_MIB};
+use crate::config::{EngineConfig, sandbox_mib};
 use crate::confine::Confinement;
 use crate::dirs::{self, make_dir, sandboxes};
 use crate::error::{EngineError, StartError};
@@ -45,6 +43,7 @@ use crate::snapshots::{Limits, Order, SnapshotName, Store, StoreError, blocking}
 use crate::table::Table;
 use crate::template::Template;
 use crate::timing::{Clock, Operation, Timed, Timings};
+use crate::wish::Wish;
 
 /// Longest a shutdown waits for sandboxes to go.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
@@ -159,7 +158,7 @@ impl Engine {
         let places = Places::new(HostLimits {
             max_sandboxes: config.max_sandboxes,
             max_memory_mib: config.max_memory_mib,
-            sandbox_mib: u64::from(config.mem_mib) + VMM_OVERHEAD_MIB,
+            sandbox_mib: sandbox_mib(config.mem_mib),
         });
         let room = DiskRoom { dir: config.work_dir.clone(), reserve_bytes: config.disk_reserve_bytes };
         let (width, patience) = (config.start_width, config.queue_timeout);
@@ -271,7 +270,7 @@ impl Engine {
         self.ensure_journal()?;
         let _busy = self.foreground.enter();
         let order = Order { caller: caller.clone(), store: self.snapshots.clone(), name, clock };
-        let stored = self.handle(id)?.snapshot(order).await?;
+        let stored = self.handle(id).await?.snapshot(order).await?;
         Ok((stored.manifest.id.clone(), Duration::from_micros(stored.manifest.pause_us)))
     }
 
@@ -321,7 +320,7 @@ impl Engine {
         if spec.timeout.is_some_and(|timeout| timeout.is_zero() || timeout > max) {
             return Err(EngineError::BadRequest(format!("timeout_ms must be 1 to {}", max.as_millis())));
         }
-        let handle = self.handle(id)?;
+        let handle = self.handle(id).await?;
         self.foreground.touch();
         let outcome = handle.exec(caller.clone(), spec, clock).await;
         self.foreground.touch();
@@ -334,7 +333,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NotFound`] for an id that never was, or was long ago.
     pub async fn destroy(&self, caller: &Caller, id: &SandboxId) -> Result<Timings, EngineError> {
-        match self.handle(id) {
+        match self.handle(id).await {
             Ok(handle) => {
                 let _busy = self.foreground.enter();
                 Ok(handle.destroy(caller).await)
@@ -350,15 +349,15 @@ impl Engine {
     /// [`EngineError::BadRequest`], [`EngineError::NotFound`], [`EngineError::Gone`] or [`EngineError::NotRunning`].
     pub async fn extend(&self, id: &SandboxId, timeout: Duration) -> Result<SandboxInfo, EngineError> {
         let limit = lifetime::of_extended(timeout, &self.shared.config)?;
-        self.handle(id)?.extend(limit).await
+        self.handle(id).await?.extend(limit).await
     }
 
     /// One sandbox.
     ///
     /// # Errors
     /// [`EngineError::NotFound`] or [`EngineError::Gone`].
-    pub fn info(&self, id: &SandboxId) -> Result<SandboxInfo, EngineError> {
-        self.handle(id).map(|handle| handle.info())
+    pub async fn info(&self, id: &SandboxId) -> Result<SandboxInfo, EngineError> {
+        self.handle(id).await.map(|handle| handle.info())
     }
 
     /// What happened after event number `since`, or since as long as is kept; with `follow` also what is still to
@@ -441,8 +440,9 @@ impl Engine {
         written.map_err(|error| EngineError::JournalUnwritable { reason: error.to_string() })
     }
 
-    /// One that is not the server's own.
-    fn handle(&self, id: &SandboxId) -> Result<Handle, EngineError> {
+    /// One that is not the server's own; once it is known whether it can be taken back from a killed server.
+    async fn handle(&self, id: &SandboxId) -> Result<Handle, EngineError> {
+        self.table.settled(id).await;
         let found = self.table.get(id).filter(|handle| !handle.is_own());
         found.ok_or_else(|| match self.table.ending(id) {
             Some(ending) => EngineError::Gone { id: id.clone(), ending },

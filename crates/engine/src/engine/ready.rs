@@ -1,12 +1,13 @@
 //! From a started engine to one that serves: what an earlier server left, and what new sandboxes begin with.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use manta_api::SandboxId;
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
-use super::{Engine, Wish};
+use super::Engine;
 use crate::caller::Caller;
 use crate::error::EngineError;
 use crate::recovery::recover;
@@ -14,27 +15,33 @@ use crate::resources::Start;
 use crate::sandbox::Handle;
 use crate::snapshots::{Stored, blocking, golden};
 use crate::timing::Clock;
+use crate::wish::Wish;
+
+/// How long all wait for the sandboxes of a killed server that are slow to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 impl Engine {
-    /// Takes back the sandboxes of a killed predecessor, says how many, and then removes what else it left, in the
-    /// background if somebody may be waiting for those sandboxes. Dropping this does not stop any of it.
-    pub async fn recover(&self) -> usize {
+    /// Takes back the sandboxes of a killed predecessor, and says whether there are any; then removes what else it left.
+    /// When somebody may be waiting for those sandboxes, what takes long goes on in the background: commands in one
+    /// that has not been taken back yet wait for that. Dropping this does not stop any of it.
+    pub async fn recover(&self) -> bool {
         let plan = self.left.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (shared, tasks) = (&self.shared, &self.shared.tasks);
-        let mut adopted = 0;
+        let mut any = false;
         if let Some(plan) = plan {
-            let (tell, told) = oneshot::channel();
-            let (table, admission) = (self.table.clone(), self.admission.clone());
-            let removed = tasks.spawn(recover(plan, shared.clone(), table, admission, tell));
-            adopted = told.await.unwrap_or(0);
-            if adopted == 0 && removed.await.is_err() {
+            let (tell, taken_back) = oneshot::channel();
+            let table = self.table.clone();
+            let recovered = tasks.spawn(recover(plan, shared.clone(), table, &self.admission, tell));
+            let in_time = tokio::time::timeout(PATIENCE, taken_back).await.is_ok();
+            any = !in_time || self.table.len() > 0;
+            if !any && recovered.await.is_err() {
                 error!("taking back or removing what a killed server left panicked");
             }
         }
         tasks.spawn(shared.slots.clone().keep_full(shared.stop.clone()));
         tasks.spawn(self.prepared.clone().keep_full(shared.clone()));
         tasks.spawn(self.warm.clone().keep_full(shared.clone()));
-        adopted
+        any
     }
 
     /// Makes sure that there is a golden snapshot for these settings, if there is to be one. Seconds, when it has

@@ -56,14 +56,15 @@ impl Plan {
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let mut plan = Self::default();
         let mut remains: BTreeMap<OsString, Remains> = BTreeMap::new();
-        let mut kept = BTreeSet::new();
+        // With the number of its VMM.
+        let mut kept = BTreeMap::new();
         for row in rows {
             let name = OsString::from(row.id.as_str());
             let process = row.process.map(|vmm| ProcessId { pid: vmm.pid, start_ticks: vmm.start_ticks });
             let is_alive = process.is_some_and(|process| process.is_alive());
             match judge(&row, boot_id, now_unix_ms, is_alive) {
                 Verdict::Adopt => {
-                    kept.insert((name, row.process.map(|vmm| vmm.pid)));
+                    kept.insert(name, row.process.map(|vmm| vmm.pid));
                     plan.adopt.push(row);
                 }
                 Verdict::Sweep(ending) => {
@@ -73,15 +74,14 @@ impl Plan {
                 }
             }
         }
-        let is_kept = |name: &OsString| kept.iter().any(|(kept, _)| kept == name);
         let unknown = |name: &OsString, dir: Option<PathBuf>| {
             // Of one that is taken back a process may be too many.
-            let id = name.to_str().and_then(|name| name.parse().ok()).filter(|_| !is_kept(name));
+            let id = name.to_str().and_then(|name| name.parse().ok()).filter(|_| !kept.contains_key(name));
             Remains { id, row: None, dir, strays: Vec::new(), ending: None }
         };
         for entry in fs::read_dir(sandboxes)? {
             let name = entry?.file_name();
-            if !is_kept(&name) {
+            if !kept.contains_key(&name) {
                 let dir = Some(sandboxes.join(&name));
                 remains.entry(name.clone()).or_insert_with(|| unknown(&name, dir));
             }
@@ -90,7 +90,7 @@ impl Plan {
         for stray in processes_in(sandboxes)? {
             let below = stray.dir().strip_prefix(&root).unwrap_or(stray.dir());
             let name = below.iter().next().unwrap_or_default().to_owned();
-            if !kept.contains(&(name.clone(), Some(stray.pid()))) {
+            if kept.get(&name) != Some(&Some(stray.pid())) {
                 remains.entry(name.clone()).or_insert_with(|| unknown(&name, None)).strays.push(stray);
             }
         }

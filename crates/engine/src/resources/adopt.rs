@@ -5,6 +5,7 @@ use std::sync::Arc;
 use manta_host::process::{Credentials, Process, ProcessId};
 use manta_vmm::{MicroVm, Survivor};
 use tokio::task::spawn_blocking;
+use tracing::warn;
 
 use super::disk::find_disk;
 use super::{Resources, by_descriptor};
@@ -47,6 +48,9 @@ impl Resources {
             }
         });
         let (disk, slot, process, group) = found.await.map_err(|panicked| panicked.to_string())??;
+        if group.is_none() && !shared.limits.cgroups().dirs().is_empty() {
+            warn!(sandbox_id = %row.id, "its VMM was started without a cgroup, and has none");
+        }
         (self.slot, self.cgroup) = (Some(slot), group);
         let disk = Arc::new(disk?);
         let mut spec = shared.artifacts.spec(&shared.config, by_descriptor(&disk));

@@ -11,7 +11,7 @@ use manta_host::{CgroupLimits, Cgroups, NetNs, disk, facts};
 use super::{Finding, chain, existing};
 use crate::args::{CgroupSetting, ListenAddr, ServerArgs};
 use crate::listeners::{in_clear, tls};
-use crate::run::{is_root, max_memory_mib, sandbox_mib};
+use crate::run::{is_root, max_memory_mib};
 
 /// Open files that a server with a few hundred sandboxes needs.
 const OPEN_FILES: u64 = 16_384;
@@ -151,7 +151,8 @@ fn work_dir(path: &Path, reserve_mib: u64) -> Vec<Finding> {
 
 /// Whether as many sandboxes fit into the memory as may exist, and the memory into the machine.
 fn memory(args: &ServerArgs) -> Finding {
-    let (limit, machine, each) = (max_memory_mib(args), facts::mem_mib(), sandbox_mib(args));
+    let (limit, machine, each) =
+        (max_memory_mib(args), facts::mem_mib(), manta_engine::sandbox_mib(args.mem_mib));
     let text = format!("{limit} of {machine} MiB for sandboxes of {each}");
     let wanted = args.max_sandboxes.map_or(0, |most| u64::from(most) * each);
     if limit > machine {

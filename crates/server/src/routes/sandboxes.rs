@@ -98,7 +98,7 @@ pub(super) async fn info(
     SandboxPath(id): SandboxPath,
 ) -> Result<axum::Json<SandboxInfo>, ApiError> {
     about(&id);
-    Ok(axum::Json(state.engine.info(&id)?))
+    Ok(axum::Json(state.engine.info(&id).await?))
 }
 
 /// Sets a running sandbox's lifetime: from now on that long, whatever was said before.
