@@ -37,12 +37,13 @@ pub(super) fn run(
     image: &Image,
     payload: &Payload,
     keep: bool,
+    processors: u8,
     limit: Duration,
     mut look: impl FnMut(&str) + Send,
 ) -> Result<u8> {
     for boot in 1..=BOOTS {
         let step = Step::begin("lab", "booting the emulated KVM host");
-        let died = match Machine::boot(image, payload)? {
+        let died = match Machine::boot(image, payload, processors)? {
             None => format!("not ready after {} s: the emulated machine hung", READY_LIMIT.as_secs()),
             Some((machine, uptime)) => {
                 step.done(format_args!("up, after {uptime} s by its own clock"));
@@ -76,7 +77,7 @@ struct Ports {
 impl Machine {
     /// Starts QEMU and waits until the lab is ready; none when it hangs on its way. Also returns the time
     /// that it took, by the lab's own clock.
-    fn boot(image: &Image, payload: &Payload) -> Result<Option<(Self, String)>> {
+    fn boot(image: &Image, payload: &Payload, processors: u8) -> Result<Option<(Self, String)>> {
         let dir = payload.dir();
         let console = dir.join("console.log");
         let log = dir.join("qemu.log");
@@ -91,7 +92,7 @@ impl Machine {
 
         let deadline = Instant::now() + READY_LIMIT;
         let output = File::create(&log)?;
-        let mut command = qemu(image, payload, &console);
+        let mut command = qemu(image, payload, processors, &console);
         let qemu = Group::spawn(command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output))?;
         let accept =
             |listener: UnixListener| match qemu.await_event(Some(listener.as_fd()), Some(deadline))? {
@@ -189,13 +190,20 @@ impl Machine {
     }
 }
 
-fn qemu(image: &Image, payload: &Payload, console: &Path) -> Command {
+fn qemu(image: &Image, payload: &Payload, processors: u8, console: &Path) -> Command {
     let dir = payload.dir();
     // A lab must not outlive an xtask that was killed and could not end it.
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-nographic"]);
     qemu.args(["-no-reboot", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt"]);
-    qemu.args(["-smp", "2", "-m", MEMORY, "-append", "console=ttyS0 panic=-1 quiet mitigations=off"]);
+    qemu.args([
+        "-smp",
+        &processors.to_string(),
+        "-m",
+        MEMORY,
+        "-append",
+        "console=ttyS0 panic=-1 quiet mitigations=off",
+    ]);
     qemu.arg("-kernel").arg(image.kernel()).arg("-initrd").arg(image.initramfs());
     qemu.arg("-serial").arg(prefixed("file:", console));
     // Their order gives them their names, vda and vdb; the others are found by their serial numbers.

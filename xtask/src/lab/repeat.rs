@@ -46,7 +46,7 @@ impl Output {
 /// Whether a line of a server's log says that a processor was shut down, and that its guest had said nothing: it
 /// would have before a reboot or after a panic, which may end in the same way.
 fn is_evidence(line: &str) -> bool {
-    let Some((_, words)) = line.split_once("the VMM ended with exit status: 0; console: ") else {
+    let Some((_, words)) = line.split_once("the VMM ended: exit status: 0; console: ") else {
         return false;
     };
     // As in `2026-11-23T18:40:00.123456789 [sb-0123:fc_vcpu 0] Received …`
@@ -66,7 +66,7 @@ mod tests {
     }
 
     fn shut_down() -> String {
-        log(&format!("the VMM ended with exit status: 0; console: {VCPU} | {MAIN}"))
+        log(&format!("the VMM ended: exit status: 0; console: {VCPU} | {MAIN}"))
     }
 
     /// As the harness prints a run with these failed tests and what each printed.
@@ -89,20 +89,19 @@ mod tests {
 
     #[test]
     fn a_test_whose_guest_was_shut_down_is_repeated() {
-        let boot = log(&format!("boot failed: no hello; the VMM ended with exit status: 0; console: {VCPU}"));
+        let boot = log(&format!("boot failed: no hello; the VMM ended: exit status: 0; console: {VCPU}"));
         let output = output(&[("clones::a", &shut_down()), ("exec::b", &boot)]);
         assert_eq!(output.to_repeat(), ["clones::a", "exec::b"]);
     }
 
     #[test]
     fn a_failure_without_the_evidence_stands_and_all_others_with_it() {
-        let spoken =
-            format!("the VMM ended with exit status: 0; console: reboot: Restarting system | {VCPU}");
+        let spoken = format!("the VMM ended: exit status: 0; console: reboot: Restarting system | {VCPU}");
         for other in [
-            log("the VMM ended with exit status: 0"),
-            log(&format!("the VMM ended with exit status: 0; console: {MAIN}")),
+            log("the VMM ended: exit status: 0"),
+            log(&format!("the VMM ended: exit status: 0; console: {MAIN}")),
             log(&spoken),
-            log(&format!("the VMM ended with signal: 9 (SIGKILL); console: {VCPU}")),
+            log(&format!("the VMM ended: signal: 9 (SIGKILL); console: {VCPU}")),
             format!("assertion failed: {SHUT_DOWN}"),
             String::new(),
         ] {
