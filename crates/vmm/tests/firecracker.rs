@@ -9,6 +9,8 @@ mod adopt;
 mod fake_firecracker;
 #[path = "support/ground.rs"]
 mod ground;
+#[path = "firecracker/links.rs"]
+mod links;
 
 use std::error::Error;
 use std::fs;
@@ -88,51 +90,6 @@ async fn the_vm_is_described_and_started_and_the_agent_calls() {
     read_exactly(&mut stream.unwrap(), b"agent").await;
     vm.kill().await.unwrap();
     assert!(vm.exited().await.status.contains("SIGKILL"));
-    ground.finish();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_refused_link_is_asked_for_again_at_once() {
-    let ground = Ground::new();
-    let (fake, vsock) = Fake::serve(&ground.vm_dir(), Trouble::None);
-    let vm = spawn(&ground, &program(&ground)).await.unwrap();
-    let (first, call) = within(async { tokio::join!(vm.connect_agent(), fake.guest_calls(5252)) }).await;
-    drop((first.unwrap(), call.unwrap()));
-    let (stream, ()) = within(async {
-        tokio::join!(vm.connect_agent(), async {
-            drop(accept_connect(&vsock).await);
-            grant(&mut accept_connect(&vsock).await.1).await;
-        })
-    })
-    .await;
-    read_exactly(&mut stream.unwrap(), b"agent").await;
-
-    // A link that dies after the OK ends its stream; the next one works.
-    let (stream, ()) = within(async {
-        tokio::join!(vm.connect_agent(), async {
-            accept_connect(&vsock).await.1.write_all(b"OK 1\n").await.unwrap();
-        })
-    })
-    .await;
-    assert_eq!(within(stream.unwrap().read(&mut [0; 1])).await.unwrap(), 0);
-    let (stream, ()) = within(async {
-        tokio::join!(vm.connect_agent(), async { grant(&mut accept_connect(&vsock).await.1).await })
-    })
-    .await;
-    read_exactly(&mut stream.unwrap(), b"agent").await;
-
-    // Refused again and again is an error, while the VMM lives.
-    let refuse = async {
-        loop {
-            drop(accept_connect(&vsock).await);
-        }
-    };
-    let error = within(async {
-        tokio::select! { stream = vm.connect_agent() => stream.unwrap_err(), () = refuse => unreachable!() }
-    })
-    .await;
-    assert!(matches!(error, VmmError::AgentLink(_)), "{error:?}");
-    vm.kill().await.unwrap();
     ground.finish();
 }
 

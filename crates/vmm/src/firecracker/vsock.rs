@@ -3,10 +3,13 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::dir::VmDir;
 use crate::error::VmmError;
@@ -17,6 +20,12 @@ pub(super) const SOCKET: &str = "v.sock";
 /// Up to 1.15, a connection can be reset by the guest before it knows that it has a new transport; the next one
 /// works.
 const ATTEMPTS: usize = 3;
+
+/// A request for a connection can get lost in a guest that was just restored: nobody ever answers it, and up to 1.16
+/// Firecracker looks whether one is overdue only when it gets the next (`sweep_killq` in its `muxer.rs`). After this
+/// long another is made beside it.
+const PATIENCE: Duration = Duration::from_millis(100);
+const MOST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Longest answer to CONNECT: `OK 4294967295\n`.
 const MAX_ANSWER: usize = 32;
@@ -44,19 +53,34 @@ impl Vsock {
     }
 
     /// A stream to the agent, as soon as it is up. Safe to cancel.
-    pub(super) async fn connect(&self, dir: &VmDir) -> Result<UnixStream, VmmError> {
+    pub(super) async fn connect(&self, dir: &Arc<VmDir>) -> Result<UnixStream, VmmError> {
         let called = self.called.get_or_try_init(|| self.call()).await.map_err(VmmError::AgentLink)?;
         if let Some(stream) = lock(called).take() {
             return Ok(stream);
         }
-        let mut attempt = 1;
+        let mut asked = JoinSet::new();
+        let (mut refusals, mut patience) = (0, PATIENCE);
         loop {
-            match self.ask(dir).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) if attempt == ATTEMPTS => return Err(VmmError::AgentLink(error)),
-                Err(error) => tracing::debug!(%error, attempt, "no link to the agent"),
+            asked.spawn(ask(Arc::clone(dir), self.port));
+            match timeout(patience, first(&mut asked)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => {
+                    refusals += 1;
+                    if refusals == ATTEMPTS {
+                        return Err(VmmError::AgentLink(error));
+                    }
+                    tracing::debug!(%error, refusals, "no link to the agent");
+                }
+                Err(_) => {
+                    tracing::debug!(
+                        asked = asked.len(),
+                        ?patience,
+                        "no answer: asking for another link to the agent"
+                    );
+                    patience = (patience * 3 / 2).min(MOST_PATIENCE);
+                    refusals = 0;
+                }
             }
-            attempt += 1;
         }
     }
 
@@ -66,12 +90,24 @@ impl Vsock {
         *lock(&self.calls) = None;
         Ok(Mutex::new(Some(stream)))
     }
+}
 
-    async fn ask(&self, dir: &VmDir) -> io::Result<UnixStream> {
-        let mut stream = dir.connect(SOCKET).await?;
-        stream.write_all(format!("CONNECT {}\n", self.port).as_bytes()).await?;
-        agreed(stream).await
+/// The first of them that is granted, or when none is, why the last was not. Safe to cancel.
+async fn first(asked: &mut JoinSet<io::Result<UnixStream>>) -> io::Result<UnixStream> {
+    loop {
+        match asked.join_next().await {
+            Some(Ok(Err(_)) | Err(_)) if !asked.is_empty() => {}
+            Some(Ok(granted)) => return granted,
+            Some(Err(broken)) => return Err(broken.into()),
+            None => return Err(io::ErrorKind::NotConnected.into()), // nobody asks for that
+        }
     }
+}
+
+async fn ask(dir: Arc<VmDir>, port: u32) -> io::Result<UnixStream> {
+    let mut stream = dir.connect(SOCKET).await?;
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+    agreed(stream).await
 }
 
 /// The stream that follows Firecracker's consent, if it gives that. The deadline is the caller's.
