@@ -6,12 +6,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use manta_host::facts;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::caller::Caller;
 use crate::error::EngineError;
 use crate::places::{Places, Taken};
+
+/// Descriptors that a new sandbox must find free: it takes some thirty on its way, and keeps a dozen.
+const SPARE_DESCRIPTORS: u64 = 64;
 
 /// Places and turns.
 #[derive(Debug)]
@@ -62,6 +66,15 @@ pub(crate) async fn in_turn<T>(
     work.await
 }
 
+/// Without descriptors what is begun fails half-way.
+fn check_descriptors() -> Result<(), EngineError> {
+    let Some(limit) = facts::open_files().soft else { return Ok(()) };
+    match facts::open_files_at_least() {
+        Ok(open) if open + SPARE_DESCRIPTORS <= limit => Ok(()),
+        _ => Err(EngineError::HostDescriptorsFull { limit }),
+    }
+}
+
 impl Admission {
     /// `width` microVMs are started at once; nobody waits for that longer than `patience`, or once `stop` is
     /// cancelled.
@@ -81,10 +94,13 @@ impl Admission {
     ///
     /// # Errors
     /// [`EngineError::ShuttingDown`], or which limit is reached: [`EngineError::HostFull`],
-    /// [`EngineError::HostMemoryFull`], [`EngineError::HostDiskFull`], [`EngineError::KeySandboxLimit`],
-    /// [`EngineError::KeyRateLimit`].
+    /// [`EngineError::HostMemoryFull`], [`EngineError::HostDiskFull`], [`EngineError::HostDescriptorsFull`],
+    /// [`EngineError::KeySandboxLimit`], [`EngineError::KeyRateLimit`].
     pub(crate) fn enter(&self, caller: &Caller) -> Result<Place, EngineError> {
-        self.check_disk(caller)?;
+        if !matches!(caller, Caller::Server) {
+            self.check_disk()?;
+            check_descriptors()?;
+        }
         self.take(caller, true)
     }
 
@@ -110,10 +126,7 @@ impl Admission {
     }
 
     /// A microsecond: the file system counts its free blocks all the time.
-    fn check_disk(&self, caller: &Caller) -> Result<(), EngineError> {
-        if matches!(caller, Caller::Server) {
-            return Ok(());
-        }
+    fn check_disk(&self) -> Result<(), EngineError> {
         let DiskRoom { dir, reserve_bytes } = &self.room;
         let found = rustix::fs::statvfs(dir).map_err(|error| EngineError::Host {
             stage: "looking for free disk space",

@@ -108,6 +108,15 @@ pub enum EngineError {
         /// What is to stay free.
         reserve_mib: u64,
     },
+    /// Next to no file descriptor of the server is free.
+    #[error(
+        "the host is full: the server has used up its {limit} file descriptors; destroy some sandboxes, or let it have \
+         more (LimitNOFILE= in its unit, or `ulimit -n`)"
+    )]
+    HostDescriptorsFull {
+        /// So many it may have.
+        limit: u64,
+    },
     /// As many sandboxes as the caller's key may have.
     #[error("your API key has its {limit} sandboxes; destroy some")]
     KeySandboxLimit {
@@ -144,8 +153,6 @@ pub enum EngineError {
         stage: &'static str,
         /// What went wrong, with console text when there is any.
         reason: String,
-        /// Whether the VMM ended by itself.
-        ended: bool,
     },
     /// No such snapshot now; perhaps it was deleted.
     #[error("there is no snapshot {0}")]

@@ -87,6 +87,10 @@ failpoints! {
     DestroyFiles = "destroy.files",
     /// The journal has forgotten it; nobody was told.
     DestroyForgotten = "destroy.forgotten",
+    /// A sandbox is known to have failed; the journal does not know of that.
+    CrashNoticed = "crash.noticed",
+    /// It does; nothing is removed.
+    CrashJournaled = "crash.journaled",
     /// The journal was read.
     RecoverOpened = "recover.opened",
     /// The network of what is not taken back is gone.

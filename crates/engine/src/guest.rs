@@ -123,7 +123,7 @@ async fn settle_clock(session: &Session, mut clock: u64, limit: Duration) -> Res
 }
 
 fn failed(reason: String) -> EngineError {
-    EngineError::BootFailed { stage: "adopting the guest", reason, ended: false }
+    EngineError::BootFailed { stage: "adopting the guest", reason }
 }
 
 #[cfg(test)]

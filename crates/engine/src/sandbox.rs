@@ -286,7 +286,7 @@ impl Task {
     async fn serve(&mut self) {
         let mut reconnected: Option<Instant> = None;
         loop {
-            let mut death = std::pin::pin!(self.resources.death());
+            let mut death = std::pin::pin!(self.resources.death(&self.shared));
             let death = loop {
                 tokio::select! {
                     () = self.leave.cancelled() => return,
@@ -428,16 +428,19 @@ impl Task {
     /// The microVM died: give everything back now, keep the entry with the reason.
     async fn fail(&mut self, reason: String) {
         warn!(sandbox_id = %self.id, reason, "the sandbox failed");
+        let excerpt = excerpt(&reason);
+        reached(Failpoint::CrashNoticed);
+        // Before anybody is told: what was called crashed is not taken back by a next server.
+        self.resources.ends(Ending::Crashed(excerpt.clone())).await;
+        reached(Failpoint::CrashJournaled);
         let crashed = Event::new(EventKind::Crashed, Some(self.id.clone()));
-        let (who, excerpt) = (Caller::Server.who(), Some(excerpt(&reason)));
-        self.shared.events.emit(Event { who, reason: excerpt, ..crashed });
+        self.shared.events.emit(Event { who: Caller::Server.who(), reason: Some(excerpt), ..crashed });
         self.info.send_modify(|info| {
             info.state = SandboxState::Failed;
             info.reason = Some(reason);
             info.pid = None;
         });
         // Commands see the session end by themselves, with the output they have.
-        self.resources.will_have_ended(&self.ending());
         self.resources.tear_down(&self.id, &self.shared, false).await;
     }
 

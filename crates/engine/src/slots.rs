@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use manta_host::net::{HostNetwork, NetError, NetSlot};
 use manta_host::process::Process;
@@ -20,6 +20,9 @@ use crate::pool::{PoolStatus, Stats};
 /// Indices a slot can have; the address pairs of 198.18.0.0/15 would allow more.
 pub(crate) const INDICES: u16 = 16_384;
 
+/// Between attempts to take apart what could not be.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// The pool.
 #[derive(Debug)]
 pub(crate) struct Slots {
@@ -33,6 +36,8 @@ pub(crate) struct Slots {
 #[derive(Debug, Default)]
 struct State {
     used: BTreeSet<u16>,
+    /// Those that could not be taken apart; among the used.
+    stuck: BTreeSet<u16>,
     /// Where the search for a free index goes on: one that cannot be made does not block the others.
     next: u16,
     ready: Vec<NetSlot>,
@@ -86,19 +91,25 @@ impl Slots {
         NetSlot::adopt(&host, index, vmm).map_err(|error| crate::error::chain(&error))
     }
 
-    /// Removes what is left of such a slot that was not taken back, whose VMM has ended: its number is free then. Blocking.
+    /// Removes what is left of such a slot that was not taken back, or of one that could not be taken apart, whose VMM
+    /// has ended: its number is free then. Blocking.
     ///
     /// # Errors
-    /// What could not be removed; its number is not used again.
+    /// What could not be removed; it is tried again by [`Self::keep_full`].
     pub(crate) fn discard(&self, index: u16) -> Result<(), String> {
-        if let Some(host) = self.state().host.clone() {
-            NetSlot::discard(&host, index).map_err(|error| crate::error::chain(&error))?;
+        let host = self.state().host.clone();
+        if let Some(Err(error)) = host.map(|host| NetSlot::discard(&host, index)) {
+            self.state().stuck.insert(index);
+            return Err(crate::error::chain(&error));
         }
-        self.state().used.remove(&index);
+        let mut state = self.state();
+        state.used.remove(&index);
+        state.stuck.remove(&index);
         Ok(())
     }
 
-    /// Makes a slot ready for another sandbox or takes it apart; its VMM has ended. Errors are logged, and its index is not used again then.
+    /// Makes a slot ready for another sandbox or takes it apart; its VMM has ended. What fails is tried again by
+    /// [`Self::keep_full`], and its index not used before that.
     pub(crate) fn release(self: &Arc<Self>, slot: NetSlot) -> impl Future<Output = ()> + Send + 'static {
         let slots = self.clone();
         let released = spawn_blocking(move || {
@@ -123,7 +134,8 @@ impl Slots {
         })
     }
 
-    /// Keeps the pool full until cancelled. A failure waits for the next acquire; it does not spin.
+    /// Keeps the pool full until cancelled, and takes apart what could not be before. A failure to make a slot waits for
+    /// the next acquire; it does not spin.
     pub(crate) async fn keep_full(self: Arc<Self>, stop: CancellationToken) {
         loop {
             while self.state().ready.len() < self.target && !stop.is_cancelled() {
@@ -141,6 +153,7 @@ impl Slots {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.refill.notified() => {}
+                () = tokio::time::sleep(RETRY), if self.is_stuck() => self.clear_stuck().await,
             }
         }
     }
@@ -231,7 +244,29 @@ impl Slots {
             }
             Err(error) => {
                 error!(index, error = crate::error::chain(&error), "a network slot could not be taken apart");
+                self.state().stuck.insert(index);
+                self.refill.notify_one();
             }
+        }
+    }
+
+    fn is_stuck(&self) -> bool {
+        !self.state().stuck.is_empty()
+    }
+
+    /// Tries those again that could not be taken apart.
+    async fn clear_stuck(self: &Arc<Self>) {
+        let slots = self.clone();
+        let cleared = spawn_blocking(move || {
+            let stuck = slots.state().stuck.clone();
+            for index in stuck {
+                if let Err(error) = slots.discard(index) {
+                    debug!(index, error, "a network slot still cannot be taken apart");
+                }
+            }
+        });
+        if let Err(error) = cleared.await {
+            error!(%error, "taking network slots apart panicked");
         }
     }
 

@@ -3,8 +3,10 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::sys;
@@ -85,6 +87,16 @@ pub fn open_files() -> Limit {
     limit(Resource::Nofile)
 }
 
+/// So many files this process has open, at least: the number that the next one gets. All that it may have, and more are
+/// not to be had, if that fails with `EMFILE`. A microsecond.
+///
+/// # Errors
+/// When none can be opened.
+pub fn open_files_at_least() -> io::Result<u64> {
+    let next = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(u64::try_from(next.as_raw_fd()).unwrap_or(0))
+}
+
 /// How many processes this user may have (`RLIMIT_NPROC`).
 #[must_use]
 pub fn processes() -> Limit {
@@ -128,6 +140,15 @@ mod tests {
         let (first, second) = (sys::measure_tsc_khz().unwrap(), sys::measure_tsc_khz().unwrap());
         assert!((100_000..10_000_000).contains(&first), "{first} kHz");
         assert!(first.abs_diff(second) * 1000 < first, "{first} and {second} kHz");
+    }
+
+    #[test]
+    fn open_files_are_counted_from_below() {
+        let before = open_files_at_least().unwrap();
+        let held: Vec<_> = (0..64).map(|_| std::fs::File::open("/").unwrap()).collect();
+        let after = open_files_at_least().unwrap();
+        // Other tests of this process open and close files meanwhile.
+        assert!(after > before && after >= 64, "{before} {after} {}", held.len());
     }
 
     #[test]

@@ -21,7 +21,7 @@ mod sys;
 
 pub use cgroup::{Cgroup, CgroupEntry, CgroupError, CgroupLimits, Cgroups};
 pub use jail::{Jail, JailContents, JailError};
-pub use lock::{LockError, ServerLock, WorkDirLock};
+pub use lock::{LockError, WorkDirLock};
 pub use net::{GuestNet, HostNetwork, NetError, NetSlot, detect_egress, sweep_network};
 pub use netns::{NetNs, NetNsError};
 pub use process::{Credentials, Ended, Process, ProcessError, ProcessId, Spawn, Stray, processes_in};

@@ -29,6 +29,7 @@ mod host_rules;
 mod inside;
 mod limits;
 mod link;
+mod lock;
 mod look;
 mod nft;
 mod slot;
@@ -41,5 +42,6 @@ pub use addresses::{ALWAYS_DENIED, GUEST, GUEST_MAC, GuestNet, Ipv4Range, SLOT_R
 pub use error::{NetError, NftError};
 pub use host::{HostNetwork, detect_egress, interface_exists};
 pub use limits::NetLimits;
+pub use lock::ServerLock;
 pub use slot::NetSlot;
 pub use sweep::sweep_network;

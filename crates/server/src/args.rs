@@ -177,7 +177,7 @@ pub struct ServerArgs {
     /// vsock port of the guest agent
     #[arg(long, env = "MANTA_AGENT_PORT", value_name = "MANTA_AGENT_PORT", default_value_t = DEFAULT_VSOCK_PORT, value_parser = clap::value_parser!(u32).range(1..=65_535))]
     pub agent_port: u32,
-    /// From the start of a microVM to its agent's first answer
+    /// From the start of a microVM to its agent's first answer; a restored one has half of it, and another one the rest
     #[arg(long, env = "MANTA_AGENT_WAIT_TIMEOUT", value_name = "MANTA_AGENT_WAIT_TIMEOUT", default_value = "60s", value_parser = duration)]
     pub agent_wait_timeout: Duration,
     /// To connect again to the agent of a running guest, when the connection was lost

@@ -57,7 +57,9 @@ impl ApiError {
             EngineError::ExecTimeout { output, .. } => (ErrorCode::ExecTimeout, Some(output)),
             EngineError::SandboxBusy { .. } => (ErrorCode::SandboxBusy, None),
             EngineError::BadRequest(_) => (ErrorCode::BadRequest, None),
-            EngineError::HostFull { .. } => (ErrorCode::HostFull, None),
+            EngineError::HostFull { .. } | EngineError::HostDescriptorsFull { .. } => {
+                (ErrorCode::HostFull, None)
+            }
             EngineError::HostMemoryFull { .. } => (ErrorCode::HostMemoryFull, None),
             EngineError::HostDiskFull { .. } => (ErrorCode::HostDiskFull, None),
             EngineError::KeySandboxLimit { .. } => (ErrorCode::KeySandboxLimit, None),

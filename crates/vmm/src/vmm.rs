@@ -256,6 +256,12 @@ pub trait MicroVm: Send + Sync + fmt::Debug {
     /// Completes when the VMM process has ended, by itself or killed. Any number of callers may wait.
     async fn exited(&self) -> Exit;
 
+    /// Completes when the guest seems to have halted for good although its VMM runs on, going by its console: it may
+    /// only have printed so. Gives the console. Never where the VMM ends with its guest.
+    async fn halted(&self) -> String {
+        std::future::pending().await
+    }
+
     /// Kills the VMM process and waits until it is reaped, a few seconds at most. Idempotent.
     ///
     /// # Errors

@@ -87,9 +87,7 @@ fn what_ends_a_sandbox_is_told() {
     assert_eq!(kinds(&told), ["created", "ready", "expired", "destroyed"]);
     assert_eq!(told[3]["reason"], "expired");
 
-    kill(
-        u32::try_from(server.info(&crashed).expect("listed")["pid"].as_u64().expect("a pid")).expect("a pid"),
-    );
+    kill(server.vmm_of(&crashed));
     let of_crashed = format!("sandbox_id={crashed}");
     eventually("the other crashes", scaled(20), || kinds(&events(&server, &of_crashed)).len() == 3);
     let told = events(&server, &of_crashed);

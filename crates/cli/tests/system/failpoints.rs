@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::harness::{Host, Server, binary, entries, eventually, scaled};
+use crate::harness::{Host, Server, binary, entries, eventually, kill, scaled};
 
 /// Slots that wait would hide those that are left.
 const BARE: (&str, &str) = ("MANTA_NETNS_POOL_SIZE", "0");
@@ -47,17 +47,21 @@ impl Ground<'_> {
             server.destroy(id).ok();
         }
         let count = 1 + waiting;
-        // Sandboxes by their processes, directories, links, addresses let out, and entries in the journal.
+        // Sandboxes by their processes, directories, cgroups, links, addresses let out, and entries in the journal.
         let left = || {
             let links = self.host.links().iter().filter(|link| link.starts_with("mt-")).count();
             let ruleset = self.host.ruleset();
             let names = ruleset.split("\"mt-").skip(1);
             let admitted =
                 names.filter(|rest| rest.starts_with(|first: char| first.is_ascii_digit())).count();
-            [server.vmms().len(), server.sandbox_dirs(), links, admitted, rows(server)]
+            // None at all where the host has none.
+            let dirs = server.cgroups();
+            let names = dirs.iter().filter_map(|dir| dir.file_name()?.to_str()?.strip_prefix("sb-"));
+            let groups = if dirs.is_empty() { count } else { names.collect::<BTreeSet<_>>().len() };
+            [server.vmms().len(), server.sandbox_dirs(), groups, links, admitted, rows(server)]
         };
         let end = Instant::now() + scaled(30);
-        while left() != [count; 5] {
+        while left() != [count; 6] {
             assert!(
                 Instant::now() < end,
                 "left after a kill at {killed_at}: {:?}, not {count} of each:\n{}",
@@ -127,6 +131,17 @@ impl Ground<'_> {
                 let message =
                     next.raw("GET", &format!("/sandboxes/{victim}"), "", b"").error(404, "sandbox_not_found");
                 assert!(message.contains("destroyed by request"), "{point}: {message}");
+                next.kill()
+            }
+            "crash" => {
+                let server = start(&[BARE, failpoint], dir);
+                let victim = server.create();
+                kill(server.vmm_of(&victim));
+                let next = Server::in_dir(server.died(limit), &[BARE]);
+                let message =
+                    next.raw("GET", &format!("/sandboxes/{victim}"), "", b"").error(404, "sandbox_not_found");
+                let told = if point == "crash.noticed" { "was lost" } else { "crashed" };
+                assert!(message.contains(told), "{point}: {message}");
                 next.kill()
             }
             _ => panic!("nothing here reaches {point}"),

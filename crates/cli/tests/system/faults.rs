@@ -98,14 +98,14 @@ fn a_guest_that_dies_fails_its_commands_and_nobody_else() {
     let host = Host::enter();
     let server = Server::with(&[("MANTA_NETNS_POOL_SIZE", "0")]);
     let (doomed, other) = (server.create(), server.create());
-    let pid = server.info(&doomed).expect("listed")["pid"].as_u64().expect("a pid");
+    let pid = server.vmm_of(&doomed);
     let cmd = "echo begun; touch /tmp/begun; sleep 300";
     let exec = std::thread::scope(|scope| {
         let exec = scope.spawn(|| server.post("/exec", &json!({"sandbox_id": doomed, "cmd": cmd})));
         eventually("the command runs", scaled(30), || {
             server.sh(&doomed, "test -e /tmp/begun")["exit_code"] == 0
         });
-        kill(u32::try_from(pid).expect("a pid"));
+        kill(pid);
         exec.join().expect("an answer")
     });
     assert_eq!(exec.body["stdout"], "begun\n");

@@ -132,7 +132,7 @@ fn one_sandbox_is_shown_and_when_it_is_gone_the_reason() {
     let message = one(&server, &destroyed).error(404, "sandbox_not_found");
     assert!(message.contains("by request"), "{message}");
 
-    kill(u32::try_from(info["pid"].as_u64().expect("a pid")).expect("a pid"));
+    kill(server.vmm_of(&crashed));
     eventually("it failed", scaled(20), || one(&server, &crashed).ok()["state"] == "failed");
     let failed = one(&server, &crashed).ok();
     assert!(failed["reason"].as_str().expect("a reason").contains("VMM"), "{failed}");
@@ -155,8 +155,7 @@ fn one_that_crashed_is_removed_when_its_lifetime_ends() {
     let _host = Host::enter();
     let server = Server::start();
     let id = create(&server, 4);
-    let pid = one(&server, &id).ok()["pid"].as_u64().expect("a pid");
-    kill(u32::try_from(pid).expect("a pid"));
+    kill(server.vmm_of(&id));
     eventually("it is gone", scaled(30), || server.info(&id).is_none());
     let message = one(&server, &id).error(404, "sandbox_not_found");
     assert!(message.contains("crashed"), "{message}");

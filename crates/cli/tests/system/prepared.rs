@@ -1,17 +1,16 @@
 //! VMMs that wait, started ahead of time, for the golden snapshot.
 
-use crate::harness::{Host, Server, eventually, kill, scaled};
+use std::time::Instant;
+
+use rustix::process::Signal;
+
+use crate::harness::{Host, Server, eventually, kill, scaled, signal};
 
 const POOL: [(&str, &str); 1] = [("MANTA_VMM_POOL_SIZE", "2")];
 
 fn waiting(server: &Server) -> Vec<u32> {
     eventually("two VMMs wait", scaled(20), || server.vmms().len() == 2);
     server.vmms()
-}
-
-fn pid(server: &Server, id: &str) -> u32 {
-    let pid = server.info(id).expect("listed")["pid"].as_u64().expect("a pid");
-    u32::try_from(pid).expect("a pid")
 }
 
 #[test]
@@ -26,7 +25,7 @@ fn a_sandbox_is_made_of_a_vmm_that_waited_and_another_takes_its_place() {
         "they are no sandboxes"
     );
     let id = server.create();
-    assert!(waiting.contains(&pid(&server, &id)), "it waited for nothing");
+    assert!(waiting.contains(&server.vmm_of(&id)), "it waited for nothing");
     assert_eq!(server.stdout(&id, "hostname"), id);
     eventually("another takes its place", scaled(20), || server.vmms().len() == 3);
     server.destroy(&id).ok();
@@ -45,10 +44,27 @@ fn a_vmm_that_died_while_it_waited_is_not_handed_out() {
     dead.iter().for_each(|&pid| kill(pid));
     let ids = [server.create(), server.create()];
     for id in &ids {
-        assert!(!dead.contains(&pid(&server, id)));
+        assert!(!dead.contains(&server.vmm_of(id)));
         assert_eq!(server.stdout(id, "echo alive"), "alive");
     }
     eventually("what is left of the dead is removed", scaled(20), || server.sandbox_dirs() == 4);
+}
+
+#[test]
+fn a_guest_that_is_silent_after_its_restore_is_replaced_by_another_in_time() {
+    let _host = Host::enter();
+    let limit = scaled(8);
+    let limit_text = format!("{}s", limit.as_secs());
+    let server = Server::with(&[("MANTA_VMM_POOL_SIZE", "1"), ("MANTA_AGENT_WAIT_TIMEOUT", &limit_text)]);
+    eventually("a VMM waits", scaled(20), || server.get("/healthz")["pools"]["vmms"]["depth"] == 1);
+    let silent = server.vmms()[0];
+    signal(silent, Signal::STOP);
+    let began = Instant::now();
+    let id = server.create();
+    assert!(began.elapsed() < limit, "it took {:?}", began.elapsed());
+    assert_ne!(server.vmm_of(&id), silent);
+    assert_eq!(server.stdout(&id, "echo alive"), "alive");
+    assert!(!server.vmms().contains(&silent), "it is still there");
 }
 
 #[test]

@@ -2,26 +2,16 @@
 
 use std::time::Instant;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Host, INTERNET, Server, at_once, eventually, kill, scaled};
+use crate::harness::{Host, INTERNET, Server, at_once, eventually, kill, scaled, signal};
 
 fn kinds(server: &Server, query: &str) -> Vec<String> {
     let answer = server.raw("GET", &format!("/events?{query}"), "", b"");
     let events = answer.text.lines().filter(|line| line.starts_with('{'));
     let events = events.map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
     events.map(|event| event["event"].as_str().expect("a kind").to_owned()).collect()
-}
-
-fn pid(server: &Server, id: &str) -> u32 {
-    let pid = server.info(id).expect("listed")["pid"].as_u64().expect("a pid");
-    u32::try_from(pid).expect("a pid")
-}
-
-fn signal(pid: u32, signal: Signal) {
-    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");
-    kill_process(pid, signal).expect("signal the VMM");
 }
 
 #[test]
@@ -84,7 +74,7 @@ fn what_cannot_or_must_not_live_on_is_removed_and_it_is_told_why() {
     let host = Host::enter();
     let server = Server::with(&[("MANTA_NETNS_POOL_SIZE", "0")]);
     let [dying, rebooting, living] = [(); 3].map(|()| server.create());
-    let (doomed, silent) = (pid(&server, &dying), pid(&server, &rebooting));
+    let (doomed, silent) = (server.vmm_of(&dying), server.vmm_of(&rebooting));
     // The last, so that it does not expire under this server.
     let expiring = server.post("/create", &json!({"timeout_s": 2})).ok();
     let expiring = expiring["sandbox_id"].as_str().expect("an id").to_owned();
@@ -106,7 +96,7 @@ fn what_cannot_or_must_not_live_on_is_removed_and_it_is_told_why() {
     }
     // The golden snapshot's trial comes and goes meanwhile.
     eventually("only the living one is there", scaled(30), || {
-        next.vmms() == [pid(&next, &living)] && next.sandbox_dirs() == 1
+        next.vmms() == [next.vmm_of(&living)] && next.sandbox_dirs() == 1
     });
     next.destroy(&living).ok();
     host.await_no_slots();
@@ -117,7 +107,7 @@ fn one_that_answers_late_is_waited_for_by_who_wants_it_and_nobody_else() {
     let _host = Host::enter();
     let server = Server::start();
     let [slow, quick] = [(); 2].map(|()| server.create());
-    let (vmm, info) = (pid(&server, &slow), server.info(&slow));
+    let (vmm, info) = (server.vmm_of(&slow), server.info(&slow));
     let dir = server.kill();
     signal(vmm, Signal::STOP);
     let next = Server::in_dir(dir, &[]);
@@ -205,7 +195,7 @@ fn a_journal_of_a_newer_server_or_of_nobody_is_refused_or_put_aside() {
     let log = Server::try_with(&[work]).err().expect("it must not start");
     assert!(log.contains("newer manta") && log.contains("journal.db"), "{log}");
     let journal = rusqlite::Connection::open(&path).expect("open the journal");
-    journal.pragma_update(None, "user_version", 1).expect("write");
+    journal.pragma_update(None, "user_version", 2).expect("write");
     drop(journal);
     // One that says nothing, while its sandboxes live.
     let whole = std::fs::read(&path).expect("read the journal");

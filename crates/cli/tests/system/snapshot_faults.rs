@@ -80,7 +80,7 @@ fn a_sandbox_that_is_going_or_dead_is_not_saved() {
     let _host = Host::enter();
     let server = Server::with(&[("MANTA_DESTROY_DRAIN", "60s")]);
     let (id, dead) = (server.create(), server.create());
-    kill(u32::try_from(server.info(&dead).expect("listed")["pid"].as_u64().expect("a pid")).expect("a pid"));
+    kill(server.vmm_of(&dead));
     eventually("it failed", scaled(10), || server.info(&dead).is_some_and(|info| info["state"] == "failed"));
     server.try_snapshot(&dead).error(409, "sandbox_not_running");
     // The destroy waits for this command, which ends when its caller hangs up.
@@ -218,11 +218,11 @@ fn a_vmm_killed_while_it_is_saved_leaves_no_half_made_snapshot() {
     for moment in MOMENTS {
         let id = server.create();
         server.stdout(&id, "head -c 8000000 /dev/urandom > /root/dirty");
-        let pid = server.info(&id).expect("listed")["pid"].as_u64().expect("a pid");
+        let pid = server.vmm_of(&id);
         let answer: Answer = std::thread::scope(|scope| {
             let saving = scope.spawn(|| server.try_snapshot(&id));
             at(moment, &server.snapshots_dir());
-            kill(u32::try_from(pid).expect("a pid"));
+            kill(pid);
             saving.join().expect("an answer")
         });
         eventually("the sandbox failed", scaled(20), || {

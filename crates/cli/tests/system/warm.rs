@@ -99,8 +99,8 @@ fn those_that_wait_use_no_processor() {
     let before = ticks(&waiting);
     let (_, id) = create(&server);
     let rest: Vec<u32> = {
-        let taken = server.info(&id).expect("listed")["pid"].as_u64();
-        waiting.iter().copied().filter(|pid| Some(u64::from(*pid)) != taken).collect()
+        let taken = server.vmm_of(&id);
+        waiting.iter().copied().filter(|pid| *pid != taken).collect()
     };
     assert_eq!(rest.len(), 1);
     let one = ticks(&rest);
@@ -119,8 +119,7 @@ fn one_that_died_while_it_waited_is_not_handed_out() {
     dead.iter().for_each(|&pid| kill(pid));
     for _ in 0..2 {
         let (_, id) = create(&server);
-        let pid = server.info(&id).expect("listed")["pid"].as_u64().expect("a pid");
-        assert!(!dead.iter().any(|&dead| u64::from(dead) == pid));
+        assert!(!dead.contains(&server.vmm_of(&id)));
         assert_eq!(server.stdout(&id, "echo alive"), "alive");
     }
     depth(&server, 2);

@@ -141,8 +141,8 @@ impl Engine {
         in_turn(turn, TURN, self.bring_up_or_again(id, start, wish, resources, place, clock)).await
     }
 
-    /// Brings up a sandbox. When the VMM of a restored one dies on the way, which one that waited may have done
-    /// already, it is tried once more: nothing was handed out.
+    /// Brings up a sandbox. A restore that fails is tried once more, since nothing was handed out: its VMM may have died
+    /// while it waited, or its guest be silent.
     async fn bring_up_or_again(
         &self,
         id: SandboxId,
@@ -154,8 +154,8 @@ impl Engine {
     ) -> Result<SandboxId, EngineError> {
         let is_restore = matches!(start, Start::Restore(_));
         match self.bring_up(id, start.clone(), wish, resources, place, clock).await {
-            Err(error @ EngineError::BootFailed { ended: true, .. }) if is_restore => {
-                warn!(%error, "the microVM of a new sandbox died; another is made");
+            Err(error @ EngineError::BootFailed { .. }) if is_restore => {
+                warn!(%error, "a new sandbox is of no use; another is made");
                 clock.passed("lost");
                 let id = SandboxId::from_random(random()?);
                 let place = self.place_or_another(None, wish)?;

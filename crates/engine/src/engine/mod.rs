@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use manta_api::{SandboxId, SandboxInfo, SnapshotId, SnapshotInfo};
+use manta_host::WorkDirLock;
 use manta_host::disk::{CloneMode, reflink_supported};
 use manta_host::facts;
-use manta_host::lock::{ServerLock, WorkDirLock};
-use manta_host::net::{HostNetwork, sweep_network};
+use manta_host::net::{HostNetwork, ServerLock, sweep_network};
 use manta_host::process::processes_in;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -206,9 +206,9 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::BadRequest`], [`EngineError::HostFull`], [`EngineError::HostMemoryFull`],
-    /// [`EngineError::HostDiskFull`], [`EngineError::KeySandboxLimit`], [`EngineError::KeyRateLimit`],
-    /// [`EngineError::Overloaded`], [`EngineError::ShuttingDown`], [`EngineError::BootFailed`] or
-    /// [`EngineError::Host`]; nothing is left of it then.
+    /// [`EngineError::HostDiskFull`], [`EngineError::HostDescriptorsFull`], [`EngineError::KeySandboxLimit`],
+    /// [`EngineError::KeyRateLimit`], [`EngineError::Overloaded`], [`EngineError::ShuttingDown`],
+    /// [`EngineError::BootFailed`] or [`EngineError::Host`]; nothing is left of it then.
     pub async fn create(&self, caller: &Caller, timeout: Option<Duration>) -> Timed<SandboxId> {
         let clock = Clock::start();
         let outcome = match self.wish(caller, timeout) {

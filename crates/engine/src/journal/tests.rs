@@ -116,7 +116,7 @@ fn one_of_a_later_version_is_refused_and_one_without_sense_is_put_aside_if_nobod
     let error = open(dir.path()).unwrap_err();
     assert!(matches!(error, JournalError::Newer { found: 3, known: 2, .. }), "{error}");
     let path = dir.path().join(FILE);
-    rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 1).unwrap();
+    rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 2).unwrap();
     assert_eq!(reopened(&dir).rows.len(), 1);
 
     for spoil in ["UPDATE sandboxes SET entry = 'x'", "DROP TABLE endings", "DELETE FROM server"] {
@@ -131,6 +131,30 @@ fn one_of_a_later_version_is_refused_and_one_without_sense_is_put_aside_if_nobod
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
     assert!(matches!(open(dir.path()), Err(JournalError::Open { .. })));
+}
+
+#[test]
+fn one_of_version_1_becomes_as_one_of_today_and_loses_nothing() {
+    let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let schema = |dir: &TempDir| {
+        let journal = rusqlite::Connection::open(dir.path().join(FILE)).unwrap();
+        let mut all = journal.prepare("SELECT sql FROM sqlite_schema ORDER BY name").unwrap();
+        let all = all.query_map([], |row| row.get::<_, Option<String>>(0)).unwrap();
+        all.collect::<Result<Vec<_>, _>>().unwrap()
+    };
+    let (mut db, _) = open(old.path()).unwrap();
+    db.commit([Change::Put(Box::new(row(1, Step::Handed))), Change::Events(vec![event(1, 1)])].iter())
+        .unwrap();
+    // Version 2 replaced the index, and nothing else.
+    let back = "DROP INDEX events_of; PRAGMA user_version = 1;
+        CREATE INDEX events_of ON events (sandbox_id, seq) WHERE sandbox_id IS NOT NULL;";
+    db.connection().execute_batch(back).unwrap();
+    drop(db);
+    drop(open(new.path()).unwrap());
+    assert_ne!(schema(&old), schema(&new));
+    let found = reopened(&old);
+    assert_eq!((found.rows.len(), found.next_seq > 1), (1, true));
+    assert_eq!(schema(&old), schema(&new));
 }
 
 #[tokio::test]

@@ -1,12 +1,11 @@
 //! Removing what is left under one name: its processes, then its cgroup and its files, then its entry in the journal.
 //! The network of all that is not taken back is gone already.
 
-use std::path::Path;
 use std::time::Duration;
 
 use manta_api::{Event, EventKind};
 use manta_host::process::{Process, ProcessError, ProcessId, Stray};
-use manta_host::{Cgroup, Cgroups, remove_all};
+use manta_host::{Cgroup, Cgroups};
 use tokio::task::spawn_blocking;
 use tracing::{error, info};
 
@@ -15,6 +14,7 @@ use crate::caller::Caller;
 use crate::ending::Ending;
 use crate::failpoint::{Failpoint, reached};
 use crate::journal::{Row, written};
+use crate::resources::remove;
 use crate::shared::Shared;
 
 /// How long a killed VMM may take to be gone.
@@ -33,7 +33,9 @@ pub(super) async fn sweep(remains: Remains, shared: Shared) {
     let (limits, name) = (shared.limits.clone(), id.as_ref().map(ToString::to_string));
     let removed = spawn_blocking(move || {
         let killed = kill(strays, process, limits.cgroups(), name.as_deref());
-        killed.and_then(|()| remove(limits.cgroups(), name.as_deref(), dir.as_deref()))
+        killed.and_then(|()| remove(limits.cgroups(), name.as_deref(), dir.as_deref()))?;
+        reached(Failpoint::RecoverFiles);
+        Ok(())
     });
     let removed = removed.await.unwrap_or_else(|panicked| Err(panicked.to_string()));
     if let Err(error) = removed {
@@ -85,16 +87,5 @@ fn kill(
         }
     }
     reached(Failpoint::RecoverKilled);
-    Ok(())
-}
-
-fn remove(cgroups: &Cgroups, name: Option<&str>, dir: Option<&Path>) -> Result<(), String> {
-    if let Some(group) = name.and_then(|name| cgroups.find(name).ok().flatten()) {
-        group.destroy().map_err(|error| crate::error::chain(&error))?;
-    }
-    if let Some(dir) = dir {
-        remove_all(dir).map_err(|error| format!("cannot remove {}: {error}", dir.display()))?;
-    }
-    reached(Failpoint::RecoverFiles);
     Ok(())
 }

@@ -5,10 +5,9 @@ mod adopt;
 mod disk;
 mod entry;
 mod rest;
+mod tear_down;
 
 use std::fs::File;
-use std::io::Write as _;
-use std::os::unix::fs::chown;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,18 +24,26 @@ use tracing::{error, info, warn};
 use crate::agent::{End, Session};
 use crate::artifacts::by_descriptor;
 use crate::error::{EngineError, chain};
-use crate::failpoint::{Failpoint, Stage, Way, reached};
+use crate::failpoint::{Stage, Way};
 use crate::guest;
 use crate::journal::{Record, VmmProcess};
 use crate::shared::Shared;
 use crate::snapshots::{Stored, Subject};
-use crate::timing::{Clock, Timings};
+use crate::timing::Clock;
 
 use disk::make_disk;
-use entry::{first_row, patiently, unwritable};
+use entry::{first_row, unwritable};
+
+pub(crate) use tear_down::remove;
+
+/// How often a restore is tried; see `engine/begin.rs`.
+const RESTORES: u32 = 2;
 
 /// A dead VMM's sockets close this long, at most, before its end is seen.
 const DYING: Duration = Duration::from_millis(500);
+
+/// For a VMM that lives to give what its guest printed.
+const CONSOLE: Duration = Duration::from_secs(1);
 
 /// How Linux begins its last words.
 const PANIC: &str = "Kernel panic - not syncing";
@@ -44,7 +51,7 @@ const PANIC: &str = "Kernel panic - not syncing";
 /// What ended, and why.
 #[derive(Debug)]
 pub(crate) enum Death {
-    /// The VMM, and the guest with it.
+    /// The VMM, and the guest with it; or the guest alone, which is of no use any more.
     Vmm(String),
     /// Only the session with the agent, which outlives connections that are lost.
     Session(End),
@@ -228,15 +235,18 @@ impl Resources {
             clock.passed("adopt");
             Ok(session)
         };
+        // A restored guest that fails is replaced, once: both together have the time that a boot has.
+        let tries = if matches!(way, Way::Boot) { 1 } else { RESTORES };
+        let limit = config.agent_wait_timeout / tries;
         let up = tokio::select! {
-            up = tokio::time::timeout(config.agent_wait_timeout, up) => up,
+            up = tokio::time::timeout(limit, up) => up,
             () = leave.cancelled() => return Err(left(id, shared)),
         };
         let session = match up {
             Ok(Ok(session)) => session,
             Ok(Err(error)) => return Err(self.explain(error, &*vm, shared).await),
             Err(_) => {
-                let reason = format!("no answer within {} ms", config.agent_wait_timeout.as_millis());
+                let reason = format!("no answer within {} ms", limit.as_millis());
                 return Err(self.explain(boot("waiting for the agent")(reason), &*vm, shared).await);
             }
         };
@@ -252,14 +262,24 @@ impl Resources {
     }
 
     /// Completes when the microVM or the session with its agent is gone; never when there is none.
-    pub(crate) fn death(&self) -> impl Future<Output = Death> + Send + 'static {
-        let (vm, session) = (self.vm.clone(), self.session.clone());
+    pub(crate) fn death(&self, shared: &Shared) -> impl Future<Output = Death> + Send + 'static {
+        let (vm, session, config) = (self.vm.clone(), self.session.clone(), shared.config.clone());
         async move {
             let (Some(vm), Some(session)) = (vm, session) else { return std::future::pending().await };
             let ended =
                 |exit: Exit| Death::Vmm(format!("the VMM ended: {}{}", exit.status, quote(&exit.console)));
+            let halted = async {
+                loop {
+                    let console = vm.halted().await;
+                    // One that only printed so still answers.
+                    if guest::readopt(&session, &config).await.is_err() {
+                        return Death::Vmm(format!("the guest halted{}", quote(&console)));
+                    }
+                }
+            };
             tokio::select! {
                 exit = vm.exited() => ended(exit),
+                halted = halted => halted,
                 end = session.ended() => {
                     // The VMM's own end explains more, and comes a moment later.
                     match tokio::time::timeout(DYING, vm.exited()).await {
@@ -322,66 +342,6 @@ impl Resources {
         self.slot.as_ref().map(NetSlot::host_address)
     }
 
-    /// Gives everything back; carries on past errors, which are logged. `keep_dir` leaves the
-    /// directory for whoever looks into a failure. When this is done the VMM is dead and its files are gone; the
-    /// slot goes behind, no longer known by anybody. Tells where the time went.
-    pub(crate) async fn tear_down(&mut self, id: &SandboxId, shared: &Shared, mut keep_dir: bool) -> Timings {
-        let clock = Clock::start();
-        (self.session, self.disk) = (None, None);
-        if let Some(vm) = self.vm.take() {
-            let console = if keep_dir { vm.console().await } else { String::new() };
-            if keep_dir && let Some(dir) = &self.dir {
-                // A new file: whatever has that name already is the VMM's doing.
-                let log = File::create_new(dir.join("console.log"));
-                let _ = log.and_then(|mut log| log.write_all(console.as_bytes()));
-            }
-            if let Err(error) = vm.kill().await {
-                error!(sandbox_id = %id, error = chain(&error), "the VMM could not be killed");
-                self.abandon_slot(shared);
-                keep_dir = true;
-                // Its entry stays, for the next server to try.
-                drop(self.record.take());
-            }
-            // Waits for a VMM that is still there.
-            drop(spawn_blocking(move || drop(vm)));
-        }
-        clock.passed("kill");
-        reached(Failpoint::DestroyKilled);
-        if let Some(dir) = self.dir.take() {
-            let group = self.cgroup.take();
-            let put_away = spawn_blocking(move || {
-                if let Some(Err(error)) = group.map(Cgroup::destroy) {
-                    error!(error = chain(&error), "a sandbox's cgroup could not be removed");
-                }
-                let removed = if keep_dir {
-                    warn!(dir = %dir.display(), "a sandbox's directory is kept until the next start");
-                    Ok(())
-                } else {
-                    remove_all(&dir)
-                };
-                // What is left is not its user's any more, who will be the next VMM's.
-                if keep_dir || removed.is_err() {
-                    chown(&dir, Some(0), Some(0))?;
-                }
-                removed
-            });
-            if let Ok(Err(error)) = put_away.await {
-                error!(sandbox_id = %id, %error, "the sandbox's directory could not be put away");
-            }
-        }
-        clock.passed("files");
-        reached(Failpoint::DestroyFiles);
-        // The slot needs no entry: what is no sandbox's is removed at the next start.
-        if let Some(slot) = self.slot.take() {
-            shared.tasks.spawn(shared.slots.release(slot));
-        }
-        if let Some(record) = self.record.take() {
-            patiently(record.forget()).await;
-            reached(Failpoint::DestroyForgotten);
-        }
-        clock.timings()
-    }
-
     /// How the VMM ended, and why, if this host's limits ended it.
     pub(crate) fn with_cause(&self, how: String, shared: &Shared) -> String {
         let cause = self.cgroup.as_ref().and_then(|group| shared.limits.cause_of_death(group));
@@ -390,27 +350,19 @@ impl Resources {
 
     /// Adds how the VMM ended, if it did, or else what the guest's console says.
     async fn explain(&self, error: EngineError, vm: &dyn MicroVm, shared: &Shared) -> EngineError {
-        let EngineError::BootFailed { stage, mut reason, .. } = error else { return error };
+        let EngineError::BootFailed { stage, mut reason } = error else { return error };
         // A dead VMM's sockets close a moment before its pidfd tells how it ended.
-        let exit = tokio::time::timeout(DYING, vm.exited()).await.ok();
-        let ended = exit.is_some();
-        let console = match exit {
-            Some(exit) => {
+        let console = match tokio::time::timeout(DYING, vm.exited()).await {
+            Ok(exit) => {
                 let status = format!("; the VMM ended: {}", exit.status);
                 reason.push_str(&self.with_cause(status, shared));
                 exit.console
             }
-            None => vm.console().await,
+            // One that stands still does not give that either.
+            Err(_) => tokio::time::timeout(CONSOLE, vm.console()).await.unwrap_or_default(),
         };
         reason.push_str(&quote(&console));
-        EngineError::BootFailed { stage, reason, ended }
-    }
-
-    /// A VMM that cannot be killed may still use the slot: cut it off, and never give it to another.
-    fn abandon_slot(&mut self, shared: &Shared) {
-        if let Some(slot) = self.slot.take() {
-            drop(shared.slots.abandon(slot));
-        }
+        EngineError::BootFailed { stage, reason }
     }
 }
 
@@ -455,7 +407,7 @@ fn host(stage: &'static str) -> impl FnOnce(String) -> EngineError {
 }
 
 fn boot(stage: &'static str) -> impl FnOnce(String) -> EngineError {
-    move |reason| EngineError::BootFailed { stage, reason, ended: false }
+    move |reason| EngineError::BootFailed { stage, reason }
 }
 
 /// A step was asked for before the one it needs: a defect of ours.

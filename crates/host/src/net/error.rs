@@ -13,6 +13,11 @@ pub enum NetError {
     /// A namespace could not be created or entered.
     #[error(transparent)]
     NetNs(#[from] NetNsError),
+    /// Another server is in this network namespace.
+    #[error(
+        "another manta server is running in this network namespace: stop it, or start this one in another"
+    )]
+    InUse,
     /// rtnetlink refused something about an interface.
     #[error("cannot {action} interface {name}")]
     Link {

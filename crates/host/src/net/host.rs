@@ -23,7 +23,7 @@ pub struct HostNetwork {
     egress: Option<Egress>,
     limits: NetLimits,
     in_force: bool,
-    /// Slots of an earlier server that were neither taken back nor discarded yet.
+    /// Slots of an earlier server that were neither taken back nor discarded yet, and slots that could not be destroyed.
     kept: Mutex<BTreeSet<u16>>,
 }
 
@@ -126,6 +126,11 @@ impl HostNetwork {
     /// Whether slot `index` is one to be taken back or discarded; it is not any more then.
     pub(super) fn no_longer_kept(&self, index: u16) -> bool {
         self.kept().remove(&index)
+    }
+
+    /// Slot `index` is to be discarded.
+    pub(super) fn keep(&self, index: u16) {
+        self.kept().insert(index);
     }
 
     /// A panic elsewhere cannot leave it half-changed.

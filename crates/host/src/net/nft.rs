@@ -8,7 +8,7 @@ use std::ffi::{CStr, CString};
 use std::hash::{DefaultHasher, Hasher};
 use std::net::Ipv4Addr;
 
-use netlink_bindings::nftables::{self, Chained, Nfgenmsg, SetElemFlags, SetFlags};
+use netlink_bindings::nftables::{self, Chained, Nfgenmsg, SetElemFlags, SetFlags, TableFlags};
 use netlink_socket2::NetlinkSocket;
 
 use super::link::Links;
@@ -35,6 +35,7 @@ const COMMENT: u8 = 0;
 pub(super) enum Family {
     Inet = 1,
     Ipv4 = 2,
+    Arp = 3,
     Netdev = 5,
 }
 
@@ -43,6 +44,9 @@ pub(super) enum Family {
 pub(super) struct Table(pub(super) Family);
 
 const TABLE: &CStr = c"manta";
+
+/// The step of [`Batch::own_table`], for errors.
+pub(super) const OWN_TABLE: &str = "table of one's own";
 
 /// Where a base chain sits, `linux/netfilter.h` and `linux/netfilter_ipv4.h`.
 #[derive(Debug, Clone, Copy)]
@@ -96,6 +100,14 @@ impl Batch {
             userdata.extend(text);
             drop(new.push_userdata(&userdata));
         }
+    }
+
+    /// Creates an empty table that only the socket which commits this can change or delete, and that ends with it.
+    /// Refused, with `EPERM`, while there is one of another socket. From Linux 5.12 on.
+    pub(super) fn own_table(&mut self, table: Table) {
+        self.step(OWN_TABLE);
+        let new = self.chained.request().set_create().op_newtable_do(&table.header());
+        drop(new.into_encoder().push_name(TABLE).push_flags(TableFlags::Owner as u32));
     }
 
     pub(super) fn delete_table(&mut self, table: Table) {

@@ -104,13 +104,13 @@ impl NetSlot {
         }
     }
 
-    /// Removes slot number `index`, one that `host` was to keep, whose sandbox is no more. Its processes must have
-    /// ended. Fine when it is gone.
+    /// Removes slot number `index`, one that `host` was to keep, whose sandbox is no more, or that could not be
+    /// destroyed. Its processes must have ended. Fine when it is gone.
     ///
     /// # Errors
-    /// All that failed; the rest is done.
+    /// All that failed; the rest is done, and it can be tried again.
     pub fn discard(host: &HostNetwork, index: u16) -> Result<(), NetError> {
-        if host.no_longer_kept(index) { Self::remove_from(host, index, false) } else { Ok(()) }
+        if host.no_longer_kept(index) { Self::remove_or_keep(host, index, false) } else { Ok(()) }
     }
 
     /// Makes a used slot as good as new, for another sandbox. Takes some 30 ms, and less than half the processor time
@@ -170,7 +170,7 @@ impl NetSlot {
     /// namespace ends with the last process in it. Its number is free again when this returns without error.
     ///
     /// # Errors
-    /// All that failed; the rest is done.
+    /// All that failed; the rest is done, and [`Self::discard`] tries again.
     pub fn destroy(mut self) -> Result<(), NetError> {
         self.remove()
     }
@@ -187,7 +187,16 @@ impl NetSlot {
         }
         // Most sandboxes never send anything, and it takes time to look for nothing.
         let silent = self.inside.is_some() && matches!(self.netns.run(inside::was_silent), Ok(Ok(true)));
-        Self::remove_from(&self.host, self.index, silent)
+        Self::remove_or_keep(&self.host, self.index, silent)
+    }
+
+    /// As [`Self::remove_from`]; what fails is left to [`Self::discard`].
+    fn remove_or_keep(host: &HostNetwork, index: u16, silent: bool) -> Result<(), NetError> {
+        let removed = Self::remove_from(host, index, silent);
+        if removed.is_err() {
+            host.keep(index);
+        }
+        removed
     }
 
     /// Removes what slot `index` has on the host; it has no connections if it was `silent`.

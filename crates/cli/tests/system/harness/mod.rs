@@ -45,8 +45,12 @@ pub(crate) fn eventually(what: &str, limit: Duration, mut done: impl FnMut() -> 
 
 /// Kills a process, a VMM.
 pub(crate) fn kill(pid: u32) {
+    signal(pid, Signal::KILL);
+}
+
+pub(crate) fn signal(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");
-    kill_process(pid, Signal::KILL).expect("kill the VMM");
+    kill_process(pid, signal).expect("signal the process");
 }
 
 /// A file with this content, where a server can be told to use it.

@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -201,10 +201,15 @@ impl Server {
         listed["sandboxes"].as_array().expect("a list").iter().find(|info| info["id"] == id).cloned()
     }
 
+    /// The VMM process of a listed sandbox that runs.
+    pub(crate) fn vmm_of(&self, id: &str) -> u32 {
+        let pid = self.info(id).expect("listed")["pid"].as_u64().expect("a pid");
+        u32::try_from(pid).expect("a pid")
+    }
+
     /// Sends a signal to the server.
     pub(crate) fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")).expect("a pid");
-        kill_process(pid, signal).expect("signal the server");
+        super::signal(self.child.id(), signal);
     }
 
     /// Waits for the server to end by itself.
