@@ -20,6 +20,8 @@ const LISTEN: &str = "MANTA_LISTEN_ADDR";
 const LISTEN_DEFAULT: &str = "127.0.0.1:8080";
 const FIRECRACKER: &str = "MANTA_FIRECRACKER_BIN";
 const REQUEST_LIMIT: Duration = Duration::from_secs(60);
+/// For the pool of sandboxes to fill.
+const WARM_LIMIT: Duration = Duration::from_secs(30);
 const FIRST_COMMAND: &str = "uname -srm; . /etc/os-release; echo \"$PRETTY_NAME\"; uptime";
 
 #[derive(Debug, Args)]
@@ -43,8 +45,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let (server, address) = start(&mut server)?;
     let sandbox = first_sandbox(address)?;
+    second_sandbox(address)?;
     if options.no_serve {
-        request(address, "POST", "/destroy", Some(&json!({ "sandbox_id": sandbox })), REQUEST_LIMIT)?;
+        destroy(address, &sandbox)?;
         return stop(server);
     }
     print_next(address, &sandbox);
@@ -86,22 +89,59 @@ fn firecracker_if_sensible() -> Result<Option<firecracker::Firecracker>> {
     firecracker::ensure().map(Some)
 }
 
-/// Creates a sandbox and runs a command in it; returns its id.
-fn first_sandbox(address: SocketAddr) -> Result<String> {
+/// A sandbox that has run a command.
+struct Tried {
+    id: String,
+    stdout: String,
+    tti_ms: f64,
+}
+
+/// Creates a sandbox and runs a command in it.
+fn try_sandbox(address: SocketAddr, cmd: &str) -> Result<Tried> {
     check_interrupted()?;
     let started = Instant::now();
     let created =
-        request(address, "POST", "/create", Some(&json!({})), REQUEST_LIMIT).context("first sandbox")?;
-    let sandbox = created["sandbox_id"].as_str().context("the server named no sandbox")?.to_owned();
-    let exec = json!({ "sandbox_id": sandbox, "cmd": FIRST_COMMAND });
-    let answer = request(address, "POST", "/exec", Some(&exec), REQUEST_LIMIT).context("first command")?;
+        request(address, "POST", "/create", Some(&json!({})), REQUEST_LIMIT).context("a new sandbox")?;
+    let id = created["sandbox_id"].as_str().context("the server named no sandbox")?.to_owned();
+    let exec = json!({ "sandbox_id": id, "cmd": cmd });
+    let answer = request(address, "POST", "/exec", Some(&exec), REQUEST_LIMIT).context("its command")?;
     let tti_ms = started.elapsed().as_secs_f64() * 1000.0;
     if answer["exit_code"] != 0 {
-        bail!("the first command failed in the sandbox: {answer}");
+        bail!("the command failed in the sandbox: {answer}");
     }
-    println!("\n{}", answer["stdout"].as_str().unwrap_or_default().trim_end());
-    println!("\nfirst sandbox: {sandbox}; from asking for it to this output (TTI): {tti_ms:.0} ms\n");
-    Ok(sandbox)
+    Ok(Tried { id, stdout: answer["stdout"].as_str().unwrap_or_default().to_owned(), tti_ms })
+}
+
+/// Shows what a command prints in a sandbox; returns the sandbox's id.
+fn first_sandbox(address: SocketAddr) -> Result<String> {
+    let Tried { id, stdout, tti_ms } = try_sandbox(address, FIRST_COMMAND)?;
+    println!("\n{}", stdout.trim_end());
+    println!("\nfirst sandbox: {id}; from asking for it to this output (TTI): {tti_ms:.0} ms");
+    Ok(id)
+}
+
+/// The first was asked for before the server had made any ahead of time; this is what those after it are like.
+fn second_sandbox(address: SocketAddr) -> Result<()> {
+    let waited = Instant::now();
+    loop {
+        check_interrupted()?;
+        let warm = &request(address, "GET", "/healthz", None, REQUEST_LIMIT)?["pools"]["warm"];
+        if warm["target"] == 0 || waited.elapsed() > WARM_LIMIT {
+            println!("no sandbox waits to be claimed: see pools.warm of http://{address}/healthz\n");
+            return Ok(());
+        }
+        if warm["depth"] == warm["target"] {
+            break;
+        }
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    let Tried { id, tti_ms, .. } = try_sandbox(address, "echo ready")?;
+    println!("second sandbox: one that waited, restored and exercised, to be claimed: {tti_ms:.1} ms\n");
+    destroy(address, &id)
+}
+
+fn destroy(address: SocketAddr, sandbox: &str) -> Result<()> {
+    request(address, "POST", "/destroy", Some(&json!({ "sandbox_id": sandbox })), REQUEST_LIMIT).map(drop)
 }
 
 fn print_next(address: SocketAddr, sandbox: &str) {
