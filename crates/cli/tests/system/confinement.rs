@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -173,4 +175,48 @@ fn every_vmm_of_a_server_is_kept_to_itself() {
         assert!(!root.join(work_dir).exists(), "the work directory is in the root of {pid}");
     }
     assert!(users.len() >= ids.len());
+}
+
+/// Whether this user, who is nobody else and has no privilege, can read a file, or connect to a socket.
+fn gets_at(uid: u32, path: &Path, is_socket: bool) -> bool {
+    let mut command = Command::new("setpriv");
+    command.args([format!("--reuid={uid}"), format!("--regid={uid}"), "--clear-groups".into(), "--".into()]);
+    if is_socket {
+        command.args(["curl", "--silent", "--max-time", "1", "http://vmm/", "--unix-socket"]).arg(path);
+    } else {
+        command.args(["head", "-c", "1"]).arg(path);
+    }
+    let tried = command.output().expect("setpriv");
+    // curl's number for a connection that could not be made; who answers need not speak HTTP.
+    if is_socket { tried.status.code() != Some(7) } else { tried.status.success() }
+}
+
+#[test]
+fn a_vmms_user_gets_at_nothing_of_another_vmm() {
+    let _host = Host::enter();
+    let server = Server::start();
+    let ids = [server.create(), server.create()];
+    let uids = ids.each_ref().map(|id| {
+        let status = fs::read_to_string(format!("/proc/{}/status", server.vmm_of(id))).expect("its status");
+        let uid = status.lines().find_map(|line| line.strip_prefix("Uid:\t")).expect("a user");
+        uid.split('\t').next().expect("one").parse::<u32>().expect("a number")
+    });
+    let (mut sockets, mut files) = (0, 0);
+    for id in &ids {
+        for entry in fs::read_dir(server.work_dir.join("sandboxes").join(id)).expect("its directory") {
+            let entry = entry.expect("an entry");
+            let kind = entry.file_type().expect("its kind");
+            if !kind.is_socket() && !kind.is_file() {
+                continue;
+            }
+            let path = entry.path();
+            let other = if *id == ids[0] { uids[1] } else { uids[0] };
+            assert!(!gets_at(other, &path, kind.is_socket()), "{other} gets at {}", path.display());
+            // Nobody would, if it were tried in a wrong way.
+            assert!(gets_at(0, &path, kind.is_socket()), "root does not get at {}", path.display());
+            *(if kind.is_socket() { &mut sockets } else { &mut files }) += 1;
+        }
+    }
+    // Of each its disk at least, and the ways to its VMM and its guest.
+    assert!(sockets >= 4 && files >= 2, "{sockets} sockets, {files} files");
 }

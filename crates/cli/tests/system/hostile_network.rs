@@ -7,7 +7,7 @@ use std::time::Instant;
 use manta_host::NetNs;
 use serde_json::json;
 
-use crate::harness::{HOST_ADDRESS, Host, INTERNET, Server, eventually, scaled};
+use crate::harness::{HOST_ADDRESS, Host, INTERNET, SILENT, Server, eventually, scaled};
 
 /// The frames, one function for each group.
 const FRAMES: &str = include_str!("hostile/frames.py");
@@ -42,11 +42,8 @@ impl Field {
         let vmms = server.vmms();
         let slot = NetNs::of_process(vmms[0]).expect("the namespace of the VMM");
         let neighbour = server.create();
-        let address = |id: &str| -> Ipv4Addr {
-            let info = server.info(id).expect("listed");
-            info["host_address"].as_str().expect("an address").parse().expect("an address")
-        };
-        let field = Self { own: address(&attacker), other: address(&neighbour), attacker, neighbour, slot };
+        let (own, other) = (server.address_of(&attacker), server.address_of(&neighbour));
+        let field = Self { own, other, attacker, neighbour, slot };
         let (from, to) = (link(field.own), link(field.other));
         field
             .slot
@@ -159,32 +156,37 @@ fn a_flood_of_connections_is_the_flooders_own_trouble() {
     const MOST: usize = 64;
     let host = Host::enter();
     let server = Server::with(&[("MANTA_NET_MAX_CONNECTIONS", "64")]);
-    let (flooder, neighbour) = (server.create(), server.create());
-    let address: Ipv4Addr = {
-        let info = server.info(&flooder).expect("listed");
-        info["host_address"].as_str().expect("an address").parse().expect("an address")
-    };
+    let neighbour = server.create();
     let fetch = |id: &str| server.sh(id, &format!("curl -sS --max-time 4 {}", host.url(INTERNET)));
-    assert_eq!(fetch(&flooder)["exit_code"], 0);
-    let flood = format!(
-        "python3 -c 'import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
-         for port in range(10000, 13000):\n s.sendto(b\"x\", (\"{INTERNET}\", port))'"
-    );
-    server.stdout(&flooder, &flood);
-    // Closed ones stay in the table for a while, and are not counted as open.
-    let tracked = host.tracked_of(address).unwrap_or_else(|| {
-        eprintln!("this kernel does not list its connections: those of the host are not counted");
-        MOST
-    });
-    assert!((MOST / 2..=MOST + 8).contains(&tracked), "{tracked} connections");
-    assert_ne!(fetch(&flooder)["exit_code"], 0, "there is no room for another connection of its own");
-    let began = Instant::now();
-    assert_eq!(fetch(&neighbour)["stdout"], "internet");
-    assert!(began.elapsed() < scaled(15));
-    server.destroy(&flooder).ok();
-    eventually("its connections are forgotten", scaled(20), || {
-        host.tracked_of(address).is_none_or(|left| left == 0)
-    });
+    let udp = "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+               for port in range(10000, 13000): s.sendto(b\"x\", (to, port))";
+    // Nobody listens there, and nobody says so: they stay half-open.
+    let tcp = "all = [socket.socket() for _ in range(900)]\n\
+               for port, s in enumerate(all, 10000):\n s.setblocking(False)\n s.connect_ex((to, port))";
+    for (kind, connect) in [("UDP", udp), ("TCP", tcp)] {
+        let flooder = server.create();
+        let address = server.address_of(&flooder);
+        assert_eq!(fetch(&flooder)["exit_code"], 0);
+        server.stdout(&flooder, &format!("python3 -c 'import socket\nto = \"{SILENT}\"\n{connect}'"));
+        // Closed ones stay in the table for a while, and are not counted as open.
+        let tracked = host.tracked_of(address).unwrap_or_else(|| {
+            eprintln!("this kernel does not list its connections: those of the host are not counted");
+            MOST
+        });
+        assert!((MOST / 2..=MOST + 8).contains(&tracked), "{kind}: {tracked} connections");
+        assert_ne!(
+            fetch(&flooder)["exit_code"],
+            0,
+            "{kind}: there is no room for another connection of its own"
+        );
+        let began = Instant::now();
+        assert_eq!(fetch(&neighbour)["stdout"], "internet", "{kind}");
+        assert!(began.elapsed() < scaled(15), "{kind}");
+        server.destroy(&flooder).ok();
+        eventually("its connections are forgotten", scaled(20), || {
+            host.tracked_of(address).is_none_or(|left| left == 0)
+        });
+    }
 }
 
 /// The link of a sandbox on the host, of which this is the address.

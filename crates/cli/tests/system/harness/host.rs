@@ -16,6 +16,9 @@ use super::{eventually, scaled};
 /// An address out there that every sandbox may reach (TEST-NET-2, RFC 5737).
 pub(crate) const INTERNET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 
+/// One that every sandbox may call, and where nobody answers.
+pub(crate) const SILENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 99);
+
 /// One address in each range that no sandbox may reach; they all exist out there.
 pub(crate) const DENIED: [Ipv4Addr; 8] = [
     Ipv4Addr::new(10, 1, 2, 3),

@@ -17,7 +17,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 pub(crate) use census::{Census, census};
-pub(crate) use host::{DENIED, HOST_ADDRESS, Host, INTERNET};
+pub(crate) use host::{DENIED, HOST_ADDRESS, Host, INTERNET, SILENT};
 pub(crate) use http::{Answer, answer, attempt, begin, send};
 pub(crate) use server::{Server, artifacts, binary, new_dir};
 pub(crate) use snapshots::{at_once, contents, edit_manifest, entries, spin, zeros};

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -205,6 +205,12 @@ impl Server {
     pub(crate) fn vmm_of(&self, id: &str) -> u32 {
         let pid = self.info(id).expect("listed")["pid"].as_u64().expect("a pid");
         u32::try_from(pid).expect("a pid")
+    }
+
+    /// The address that stands for a listed sandbox on the host.
+    pub(crate) fn address_of(&self, id: &str) -> Ipv4Addr {
+        let info = self.info(id).expect("listed");
+        info["host_address"].as_str().expect("an address").parse().expect("an address")
     }
 
     /// Sends a signal to the server.
