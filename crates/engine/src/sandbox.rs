@@ -21,7 +21,7 @@ use crate::exec::{self, ExecSpec};
 use crate::failpoint::{Failpoint, reached};
 use crate::lifecycle::takes_commands;
 use crate::lifetime::Lifetime;
-use crate::resources::{Death, Resources, Start};
+use crate::resources::{Death, Resources, STANDS_STILL, Start};
 use crate::shared::Shared;
 use crate::snapshots::{Order, Stored, take};
 use crate::timing::{Clock, Operation, Timings};
@@ -286,12 +286,14 @@ impl Task {
     async fn serve(&mut self) {
         let mut reconnected: Option<Instant> = None;
         loop {
-            let mut death = std::pin::pin!(self.resources.death(&self.shared));
+            let mut death = std::pin::pin!(self.resources.death());
+            let mut still = std::pin::pin!(self.resources.stood_still(&self.jobs, &self.shared));
             let death = loop {
                 tokio::select! {
                     () = self.leave.cancelled() => return,
                     () = self.lifetime.ended() => return,
                     death = &mut death => break death,
+                    () = &mut still => break Death::Vmm(STANDS_STILL.to_owned()),
                     Some(ask) = self.queue.recv() => self.begin(ask),
                 }
             };

@@ -9,6 +9,7 @@ mod stray;
 mod sys;
 
 use std::ffi::{CString, NulError, OsString};
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -366,6 +367,33 @@ impl Process {
             }
         }
         String::from_utf8_lossy(bytes).into_owned()
+    }
+}
+
+impl Process {
+    /// How long the threads whose names begin with `prefix` have run on a processor so far; none if there are none, or
+    /// if the process was stopped by a signal (`proc_pid_stat(5)`, `proc_pid_schedstat` of `sched-stats.rst`).
+    ///
+    /// # Errors
+    /// When that cannot be read, as when it has ended.
+    pub fn time_of_threads(&self, prefix: &str) -> io::Result<Option<Duration>> {
+        let proc = PathBuf::from(format!("/proc/{}", self.id.pid));
+        let stat = fs::read_to_string(proc.join("stat"))?;
+        let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        if state.starts_with(['T', 't']) {
+            return Ok(None);
+        }
+        let mut time = None;
+        for thread in fs::read_dir(proc.join("task"))? {
+            let thread = thread?.path();
+            if fs::read_to_string(thread.join("comm"))?.starts_with(prefix) {
+                let schedstat = fs::read_to_string(thread.join("schedstat"))?;
+                let ran = schedstat.split(' ').next().and_then(|ns| ns.parse().ok());
+                let ran = ran.ok_or(io::ErrorKind::InvalidData)?;
+                *time.get_or_insert(Duration::ZERO) += Duration::from_nanos(ran);
+            }
+        }
+        Ok(time)
     }
 }
 

@@ -7,12 +7,13 @@ use std::fs::{read_link, read_to_string};
 use std::io::{Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use manta_host::process::Confinement;
 use manta_host::process::SpawnStep;
 use manta_host::{Credentials, Ended, NetNs, Process, ProcessError, Spawn, processes_in};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, Signal, kill_process};
 
 const ROOT: Credentials = Credentials { uid: 0, gid: 0, groups: Vec::new() };
 /// Longer than anything takes here; reached only when a test fails.
@@ -253,4 +254,24 @@ fn strays_are_found_by_their_directory_and_killed() {
     assert_eq!(processes_in(&dir.path().join("none")).unwrap().len(), 0);
     bystander.kill().unwrap();
     assert_eq!(bystander.wait_timeout(TIMEOUT).unwrap().unwrap().signal(), Some(9));
+}
+
+#[test]
+fn how_long_its_threads_have_run_is_told_unless_it_is_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let process = shell("while :; do :; done", dir.path());
+    let time = |prefix| process.time_of_threads(prefix).unwrap();
+    assert_eq!(time("other"), None);
+    let (before, deadline) = (time("sh").unwrap(), Instant::now() + TIMEOUT);
+    while time("sh").unwrap() < before + Duration::from_millis(20) {
+        assert!(Instant::now() < deadline, "it does not run");
+        std::thread::yield_now();
+    }
+    let pid = Pid::from_raw(i32::try_from(process.pid()).unwrap()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    while time("sh").is_some() {
+        assert!(Instant::now() < deadline, "it does not stop");
+    }
+    process.kill().unwrap();
+    process.wait_timeout(TIMEOUT).unwrap().expect("an end in time");
 }

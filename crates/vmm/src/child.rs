@@ -85,6 +85,11 @@ impl Child {
         self.process.output()
     }
 
+    /// How long its threads called so have run; none if it is stopped, or that cannot be said.
+    pub(crate) fn time_of_threads(&self, prefix: &str) -> Option<Duration> {
+        self.process.time_of_threads(prefix).ok().flatten()
+    }
+
     /// Whether it has ended, and then how.
     pub(crate) fn status(&self) -> Option<String> {
         match self.process.try_wait() {

@@ -256,10 +256,11 @@ pub trait MicroVm: Send + Sync + fmt::Debug {
     /// Completes when the VMM process has ended, by itself or killed. Any number of callers may wait.
     async fn exited(&self) -> Exit;
 
-    /// Completes when the guest seems to have halted for good although its VMM runs on, going by its console: it may
-    /// only have printed so. Gives the console. Never where the VMM ends with its guest.
-    async fn halted(&self) -> String {
-        std::future::pending().await
+    /// How long the guest's processors have run so far, where the VMM runs on when its guest has switched itself off:
+    /// a guest that neither runs nor answers is of no use any more. None where the VMM ends then, and while it is
+    /// stopped by a signal.
+    fn guest_time(&self) -> Option<Duration> {
+        None
     }
 
     /// Kills the VMM process and waits until it is reaped, a few seconds at most. Idempotent.

@@ -132,6 +132,18 @@ impl Session {
         }
     }
 
+    /// Has the agent answer.
+    ///
+    /// # Errors
+    /// When it does not in time, or the session is over.
+    pub(crate) async fn ping(&self, timeout: Duration) -> Result<(), AgentError> {
+        let call = async {
+            let mut open = self.request(Request::Ping).await?;
+            self.event(&mut open).await.map(drop)
+        };
+        tokio::time::timeout(timeout, call).await.map_err(|_| AgentError::Timeout(timeout))?
+    }
+
     /// Has the guest adopted once more; gives its wall clock after that, nanoseconds since 1970.
     pub(crate) async fn adopt(&self, adopt: Adopt, timeout: Duration) -> Result<u64, AgentError> {
         let call = async {

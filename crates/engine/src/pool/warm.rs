@@ -282,7 +282,7 @@ impl WarmPool {
             Ok(member) => {
                 state.failing.remove(id);
                 debug!(sandbox_id = %member.id, snapshot_id = %id, "waits to be claimed");
-                let (death, changed) = (member.resources.death(shared), self.changed.clone());
+                let (death, changed) = (member.resources.death(), self.changed.clone());
                 let watch = AbortOnDropHandle::new(tokio::spawn(async move {
                     let death = death.await;
                     info!(?death, "a sandbox died while it waited to be claimed");

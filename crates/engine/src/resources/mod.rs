@@ -5,6 +5,7 @@ mod adopt;
 mod disk;
 mod entry;
 mod rest;
+mod still;
 mod tear_down;
 
 use std::fs::File;
@@ -34,6 +35,7 @@ use crate::timing::Clock;
 use disk::make_disk;
 use entry::{first_row, unwritable};
 
+pub(crate) use still::STANDS_STILL;
 pub(crate) use tear_down::remove;
 
 /// How often a restore is tried; see `engine/begin.rs`.
@@ -51,7 +53,7 @@ const PANIC: &str = "Kernel panic - not syncing";
 /// What ended, and why.
 #[derive(Debug)]
 pub(crate) enum Death {
-    /// The VMM, and the guest with it; or the guest alone, which is of no use any more.
+    /// The VMM, and the guest with it.
     Vmm(String),
     /// Only the session with the agent, which outlives connections that are lost.
     Session(End),
@@ -262,24 +264,14 @@ impl Resources {
     }
 
     /// Completes when the microVM or the session with its agent is gone; never when there is none.
-    pub(crate) fn death(&self, shared: &Shared) -> impl Future<Output = Death> + Send + 'static {
-        let (vm, session, config) = (self.vm.clone(), self.session.clone(), shared.config.clone());
+    pub(crate) fn death(&self) -> impl Future<Output = Death> + Send + 'static {
+        let (vm, session) = (self.vm.clone(), self.session.clone());
         async move {
             let (Some(vm), Some(session)) = (vm, session) else { return std::future::pending().await };
             let ended =
                 |exit: Exit| Death::Vmm(format!("the VMM ended: {}{}", exit.status, quote(&exit.console)));
-            let halted = async {
-                loop {
-                    let console = vm.halted().await;
-                    // One that only printed so still answers.
-                    if guest::readopt(&session, &config).await.is_err() {
-                        return Death::Vmm(format!("the guest halted{}", quote(&console)));
-                    }
-                }
-            };
             tokio::select! {
                 exit = vm.exited() => ended(exit),
-                halted = halted => halted,
                 end = session.ended() => {
                     // The VMM's own end explains more, and comes a moment later.
                     match tokio::time::timeout(DYING, vm.exited()).await {

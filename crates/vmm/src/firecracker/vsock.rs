@@ -63,7 +63,10 @@ impl Vsock {
         loop {
             asked.spawn(ask(Arc::clone(dir), self.port));
             match timeout(patience, first(&mut asked)).await {
-                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Ok(stream)) => {
+                    answered_late(asked);
+                    return Ok(stream);
+                }
                 Ok(Err(error)) => {
                     refusals += 1;
                     if refusals == ATTEMPTS {
@@ -101,6 +104,14 @@ async fn first(asked: &mut JoinSet<io::Result<UnixStream>>) -> io::Result<UnixSt
             Some(Err(broken)) => return Err(broken.into()),
             None => return Err(io::ErrorKind::NotConnected.into()), // nobody asks for that
         }
+    }
+}
+
+/// Hears those that still may be answered: Firecracker's word on one that is closed would raise a SIGPIPE there.
+fn answered_late(mut asked: JoinSet<io::Result<UnixStream>>) {
+    if !asked.is_empty() {
+        let heard = async move { while asked.join_next().await.is_some() {} };
+        drop(tokio::spawn(timeout(MOST_PATIENCE, heard)));
     }
 }
 
