@@ -11,8 +11,9 @@
 //! Who refuses what:
 //! - *ingress of `tap0`*: every frame that is not ARP, or TCP, UDP or ICMP over IPv4 without options, from the guest's
 //!   own MAC and address; so IPv6, tunnels, source routes and all rarer protocols. And what exceeds [`NetLimits`].
-//! - *namespace*: everything addressed to the namespace itself, and every connection towards the guest; what belongs
-//!   to no connection, and connections in excess of [`NetLimits`].
+//! - *namespace*: everything addressed to the namespace itself or sent from within it, but what the kernel has to say
+//!   about packets that it could not forward; every connection towards the guest; what belongs to no connection, and
+//!   connections in excess of [`NetLimits`].
 //! - *table of the host*: all that is not from a slot's own address out of the egress interface to a
 //!   destination outside [`ALWAYS_DENIED`]; so also other sandboxes and the host under any of its addresses.
 //!

@@ -30,8 +30,16 @@ const FRAGMENTS: [(&str, i32); 3] = [
 ];
 
 /// Counters of `/proc/net/snmp` that do not move unless a packet was forwarded, came to or from the namespace
-/// itself, or was a fragment.
-const SILENT: [&str; 4] = ["ForwDatagrams", "InDelivers", "OutRequests", "ReasmReqds"];
+/// itself, or was a fragment. Before Linux 6.7 `OutRequests` does not count what the rules drop, which leaves nothing
+/// behind but this: how many errors somebody was sent, and what TCP learned of its connections.
+const SILENT: [(&str, &str); 6] = [
+    ("Ip", "ForwDatagrams"),
+    ("Ip", "InDelivers"),
+    ("Ip", "OutRequests"),
+    ("Ip", "ReasmReqds"),
+    ("Icmp", "OutMsgs"),
+    ("Tcp", "ActiveOpens"),
+];
 
 /// A namespace as it was made. All its functions are for a thread inside.
 #[derive(Debug)]
@@ -104,10 +112,12 @@ fn sockets() -> Result<Option<u64>, NetError> {
 /// Whether the calling thread's namespace has never had to do with a packet. Not if the kernel does not say.
 pub(super) fn was_silent() -> Result<bool, NetError> {
     let text = read("snmp")?;
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Ip: "));
-    let (Some(names), Some(values)) = (lines.next(), lines.next()) else { return Ok(false) };
-    let counters: Vec<_> = names.split(' ').zip(values.split(' ')).collect();
-    Ok(SILENT.iter().all(|name| counters.contains(&(name, "0"))))
+    let count = |protocol: &str, name: &str| {
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(": "));
+        let (names, values) = (lines.next()?, lines.next()?);
+        names.split(' ').zip(values.split(' ')).find_map(|(found, value)| (found == name).then_some(value))
+    };
+    Ok(SILENT.iter().all(|(protocol, name)| count(protocol, name) == Some("0")))
 }
 
 fn read(name: &str) -> Result<String, NetError> {

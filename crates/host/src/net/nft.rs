@@ -53,6 +53,7 @@ pub(super) const OWN_TABLE: &str = "table of one's own";
 pub(super) enum Hook {
     Input,
     Forward,
+    Output,
     /// `srcnat`.
     PostroutingNat,
     /// Of the one interface.
@@ -202,6 +203,7 @@ impl Batch {
         let (kind, number, priority) = match hook {
             Hook::Input => (c"filter", 1, 0),
             Hook::Forward => (c"filter", 2, 0),
+            Hook::Output => (c"filter", 3, 0),
             Hook::PostroutingNat => (c"nat", 4, 100),
             Hook::Ingress(_) => (c"filter", 0, 0),
         };

@@ -4,7 +4,7 @@
 use super::addresses::{GUEST, INNER_VETH, TAP, inner_end};
 use super::nft::Expr::{
     Accept, BytesOver, ConnectionsOver, Drop, EstablishedOrRelated, Ether, IifName, In, Invalid, Ipv4, Is,
-    IsName, Network, New, OifName, PacketsOver, SnatTo,
+    IsName, Network, New, OifName, PacketsOver, Related, SnatTo,
 };
 use super::nft::{Batch, Expr, Family, Hook, Policy, Socket, Table};
 use super::{NetError, NetLimits};
@@ -17,8 +17,9 @@ const ARP_ETHERNET_IPV4: [u8; 6] = [0x00, 0x01, 0x08, 0x00, 6, 4];
 
 /// An IPv4 header's first byte, if it has no options: what asks for a way back or a route of its own is not let in.
 const IPV4_WITHOUT_OPTIONS: [u8; 1] = [0x45];
+const ICMP: [u8; 1] = [libc::IPPROTO_ICMP as u8];
 /// What people use and connections are tracked by: all else is a part of the kernel that a guest could try its luck at.
-const PROTOCOLS: [u8; 3] = [libc::IPPROTO_ICMP as u8, libc::IPPROTO_TCP as u8, libc::IPPROTO_UDP as u8];
+const PROTOCOLS: [u8; 3] = [ICMP[0], libc::IPPROTO_TCP as u8, libc::IPPROTO_UDP as u8];
 const ALLOWED_PROTOCOLS: &str = "protocols";
 
 const INET: Table = Table(Family::Inet);
@@ -28,9 +29,12 @@ const NETDEV: Table = Table(Family::Netdev);
 pub(super) fn install(index: u16, limits: NetLimits) -> Result<(), NetError> {
     let mut batch = Batch::new();
     batch.new_table(INET, "");
-    // Nothing in the namespace is there to be talked to.
+    // Nothing in the namespace is there to be talked to, not even by itself.
     batch.base_chain(INET, "input", Hook::Input, Policy::Drop);
-    batch.rule(INET, "input", &[IifName, IsName("lo"), Accept]);
+    // Nor to talk: a VMM that its guest has taken over would pass by what limits the guest. But the kernel tells senders
+    // what became of packets that it could not forward.
+    batch.base_chain(INET, "output", Hook::Output, Policy::Drop);
+    batch.rule(INET, "output", &[Ipv4, Network(9, 1), Is(&ICMP), Related, Accept]);
     batch.base_chain(INET, "forward", Hook::Forward, Policy::Drop);
     // Belongs to no connection, so nothing would translate it.
     batch.rule(INET, "forward", &[IifName, IsName(TAP), Invalid, Drop]);

@@ -38,7 +38,8 @@ const OVER: u32 = 1;
 const PACKETS: u32 = 0;
 const BYTES: u32 = 1;
 /// `NF_CT_STATE_BIT` of `IP_CT_ESTABLISHED` and `IP_CT_RELATED`, `linux/netfilter/nf_conntrack_common.h`.
-const ESTABLISHED_OR_RELATED: u32 = 1 << 1 | 1 << 2;
+const ESTABLISHED_OR_RELATED: u32 = 1 << 1 | RELATED;
+const RELATED: u32 = 1 << 2;
 /// That of those that belong to none.
 const INVALID: u32 = 1;
 /// That of `IP_CT_NEW`.
@@ -79,6 +80,8 @@ pub(in crate::net) enum Expr<'a> {
     EstablishedOrRelated,
     /// Matches packets of which that is not true.
     NotEstablishedOrRelated,
+    /// Matches packets about a connection, such as errors.
+    Related,
     /// Matches packets that belong to no connection and begin none.
     Invalid,
     /// Matches packets of a connection that nobody has answered yet.
@@ -122,6 +125,7 @@ impl Expr<'_> {
             Self::NotIn(set) => lookup(rule, set, LookupFlags::Invert as u32),
             Self::EstablishedOrRelated => ct_bits(rule, CtKeys::State, ESTABLISHED_OR_RELATED, CmpOps::Neq),
             Self::NotEstablishedOrRelated => ct_bits(rule, CtKeys::State, ESTABLISHED_OR_RELATED, CmpOps::Eq),
+            Self::Related => ct_bits(rule, CtKeys::State, RELATED, CmpOps::Neq),
             Self::Invalid => ct_bits(rule, CtKeys::State, INVALID, CmpOps::Neq),
             Self::New => ct_bits(rule, CtKeys::State, NEW, CmpOps::Neq),
             Self::PacketsOver(bucket) => limit(rule, PACKETS, bucket),
