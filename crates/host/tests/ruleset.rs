@@ -4,7 +4,7 @@ mod support;
 
 use std::sync::Arc;
 
-use manta_host::{HostNetwork, NetNs, NetSlot};
+use manta_host::{HostNetwork, NetNs, NetSlot, sweep_network};
 use support::{in_own_netns, ip, nft_ruleset};
 
 /// Without the number by which a later server knows these rules.
@@ -33,5 +33,19 @@ fn without_egress_nothing_is_forwarded() {
         let host = HostNetwork::set_up(None).unwrap();
         insta::assert_snapshot!("host_without_egress", ruleset(&NetNs::current().unwrap()));
         host.tear_down().unwrap();
+    });
+}
+
+#[test]
+fn as_many_slots_as_there_can_be_are_let_out_at_once() {
+    in_own_netns(|| {
+        let keep: Vec<u16> = (0..16_384).collect();
+        let host = HostNetwork::take_over(None, &keep).unwrap();
+        let rules = ruleset(&NetNs::current().unwrap());
+        assert_eq!(rules.matches("\" . 198.1").count(), keep.len());
+        // As if it were killed: there is nothing of those slots but this.
+        std::mem::forget(host);
+        sweep_network(&[]).unwrap();
+        assert_eq!(nft_ruleset(&NetNs::current().unwrap()), "");
     });
 }

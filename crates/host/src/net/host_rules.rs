@@ -46,9 +46,7 @@ pub(super) fn install(nft: &Socket, egress: Option<&Egress>, kept: &BTreeSet<u16
         // Of slots that are not kept.
         batch.empty_set(TABLE, SANDBOXES);
     }
-    for index in kept {
-        batch.add_interface_address(TABLE, SANDBOXES, &host_veth(*index), inner_end(*index));
-    }
+    add_sandboxes(&mut batch, kept.iter().copied());
     batch.commit(nft, action)?;
     // Also if an earlier server died in between.
     open_again(nft)
@@ -113,6 +111,11 @@ fn add_rules(batch: &mut Batch, egress: Option<&Egress>) {
     batch.rule(TABLE, TO_SANDBOX, &[Drop]);
 }
 
+fn add_sandboxes(batch: &mut Batch, slots: impl IntoIterator<Item = u16>) {
+    let elements = slots.into_iter().map(|index| (host_veth(index), inner_end(index)));
+    batch.add_interface_addresses(TABLE, SANDBOXES, elements);
+}
+
 /// Deletes the table.
 pub(super) fn remove(nft: &Socket) -> Result<(), NetError> {
     open_again(nft)?;
@@ -124,7 +127,7 @@ pub(super) fn remove(nft: &Socket) -> Result<(), NetError> {
 /// Lets slot `index` out.
 pub(super) fn admit(nft: &Socket, index: u16) -> Result<(), NetError> {
     let mut batch = Batch::new();
-    batch.add_interface_address(TABLE, SANDBOXES, &host_veth(index), inner_end(index));
+    add_sandboxes(&mut batch, [index]);
     batch.commit(nft, "add a sandbox to the nftables table")
 }
 

@@ -26,6 +26,9 @@ const TYPE_INET_PROTO: u32 = 12;
 const TYPE_BITS: u32 = 6;
 /// `IFNAMSIZ`: interface names are padded to it with zeros.
 const IFNAME_LEN: usize = 16;
+/// Elements in one message: the length of their list has 16 bits, and each takes 32 bytes. Few messages, since the
+/// answers to all of them must find room in the socket.
+const KEYS_AT_ONCE: usize = 500;
 /// How a comment is kept with a table (libnftnl's `NFTNL_UDATA_TABLE_COMMENT`): type, length, text with NUL.
 const COMMENT: u8 = 0;
 
@@ -144,14 +147,16 @@ impl Batch {
         self.set(table, name, key_type, IFNAME_LEN + 4, 0);
     }
 
-    pub(super) fn add_interface_address(
+    pub(super) fn add_interface_addresses(
         &mut self,
         table: Table,
         set: &str,
-        interface: &str,
-        address: Ipv4Addr,
+        pairs: impl Iterator<Item = (String, Ipv4Addr)>,
     ) {
-        self.add_keys(table, set, &[(interface_address(interface, address), 0)]);
+        let keys: Vec<_> = pairs.map(|(name, address)| (interface_address(&name, address), 0)).collect();
+        for keys in keys.chunks(KEYS_AT_ONCE) {
+            self.add_keys(table, set, keys);
+        }
     }
 
     pub(super) fn delete_interface_address(

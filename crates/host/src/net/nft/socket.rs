@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 
 use netlink_bindings::builtin::Nlmsghdr;
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_send_buffer_size_force;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
@@ -16,6 +17,9 @@ use crate::net::{NetError, NftError};
 /// More than the kernel ever puts in one datagram of a netlink reply to a batch (an error repeats the message
 /// it is about).
 const ANSWER_BYTES: usize = 32 * 1024;
+/// Room for a batch that lets out as many slots as there can be, 32 bytes for each. The kernel takes none that is larger
+/// than the buffer, of which nothing is allocated before.
+const BATCH_BYTES: usize = 1024 * 1024;
 
 /// An nftables netlink socket, in the namespace of the thread that opened it.
 #[derive(Debug)]
@@ -26,10 +30,12 @@ pub(in crate::net) struct Socket {
 impl Socket {
     pub(in crate::net) fn open() -> Result<Self, NetError> {
         let (family, kind) = (AddressFamily::NETLINK, SocketType::RAW);
-        match socket_with(family, kind, SocketFlags::CLOEXEC, Some(netlink::NETFILTER)) {
-            Ok(fd) => Ok(Self { fd }),
-            Err(source) => Err(NetError::Nft { action: "open a socket", source: NftError::Socket(source) }),
-        }
+        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, Some(netlink::NETFILTER));
+        let opened = socket.and_then(|fd| {
+            set_socket_send_buffer_size_force(&fd, BATCH_BYTES)?;
+            Ok(Self { fd })
+        });
+        opened.map_err(|source| NetError::Nft { action: "open a socket", source: NftError::Socket(source) })
     }
 
     /// Sends a batch whose messages have the sequence numbers 0, 1, …, named by `steps`.
