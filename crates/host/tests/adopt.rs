@@ -19,7 +19,7 @@ use manta_host::{
 };
 use support::guest::Guest;
 use support::internet::{HOST, Internet, PORT, SERVER, denied_hosts, listen_in, receive};
-use support::{in_own_netns, ip, nft_ruleset, sysctl};
+use support::{in_own_netns, ip, nft, nft_ruleset, sysctl};
 
 const ROLE: &str = "MANTA_TEST_ROLE";
 /// Longer than anything takes here; reached only when a test fails.
@@ -175,6 +175,9 @@ fn a_slot_of_a_killed_server_is_taken_over_or_removed() {
         assert_eq!(interfaces(), [3, 4, 5]);
 
         let host = Arc::new(HostNetwork::take_over(Some("egress0"), &keep).unwrap());
+        nft("delete table inet manta");
+        assert!(host.restore().unwrap());
+        assert!(keep.iter().all(|index| ruleset().contains(&format!("\"mt-{index}\""))), "{}", ruleset());
         let refused = |index, process| match NetSlot::adopt(&host, index, process) {
             Err(NetError::NotTheSlot { index: of, reason }) if of == index => reason,
             other => panic!("{other:?}"),
@@ -187,7 +190,10 @@ fn a_slot_of_a_killed_server_is_taken_over_or_removed() {
         for index in [4, 5, 6, 9] {
             assert!(!ruleset().contains(&format!("mt-{index}")), "mt-{index}");
         }
+        nft("flush ruleset");
         let mut slot = NetSlot::adopt(&host, 3, &processes[0]).unwrap();
+        assert!(host.restore().unwrap());
+        assert!(ruleset().contains("\"mt-3\"") && !ruleset().contains("\"mt-4\""), "{}", ruleset());
         assert!(refused(3, &processes[0]).contains("kept"), "once only");
         assert!(matches!(slot.recycle(), Err(NetError::NotClean(_))));
         assert!(slot.netns().is(&NetNs::of_process(processes[0].pid()).unwrap()).unwrap());

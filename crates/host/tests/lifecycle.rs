@@ -106,10 +106,12 @@ fn failed_creates() {
     assert!(matches!(NetSlot::create(&host, 3, 0), Err(NetError::Link { action: "create", .. })));
     assert_eq!(nft_ruleset(host.netns()), rules, "the slot that exists is not touched");
     assert!(ip("-brief link").contains("mt-3"));
-    // The last step fails when somebody has taken the table away.
-    nft("delete table inet manta");
+    // The last step fails when nobody may change the table any more.
+    nft("delete table inet manta; add table inet manta; add set inet manta sandboxes { type mark; }");
+    nft("add table ip manta; add chain ip manta forward { type filter hook forward priority 0; }");
     assert!(matches!(NetSlot::create(&host, 4, 0), Err(NetError::Nft { .. })));
     assert!(!ip("-brief link").contains("mt-4"));
+    nft("delete table inet manta; delete table ip manta");
     slot.destroy().unwrap();
     assert!(Arc::into_inner(host).unwrap().tear_down().is_err(), "a table that is gone is reported");
     assert_eq!(sysctl(FORWARDING), "0");

@@ -103,6 +103,13 @@ pub enum NetError {
     },
 }
 
+impl NetError {
+    /// Whether nftables knows nothing of what a batch was to change.
+    pub(super) fn is_missing(&self) -> bool {
+        matches!(self, Self::Nft { source: NftError::Refused { source: Errno::NOENT, .. }, .. })
+    }
+}
+
 /// Why nftables did not take a batch.
 #[derive(Debug, thiserror::Error)]
 pub enum NftError {

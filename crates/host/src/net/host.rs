@@ -7,8 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::error::all_or;
+use super::host_table::HostTable;
 use super::link::Links;
-use super::nft::Socket;
+use super::watch::TableWatch;
 use super::{NetError, NetLimits, NetSlot, host_rules, sysctl};
 use crate::netns::NetNs;
 
@@ -17,9 +18,8 @@ use crate::netns::NetNs;
 #[derive(Debug)]
 pub struct HostNetwork {
     netns: NetNs,
-    /// Kept open: closing it waits for all that a batch has deleted to be freed, some 10 ms (an RCU grace
-    /// period). Locked from a batch to its answer.
-    nft: Mutex<Socket>,
+    /// Locked from a batch to its answer.
+    table: Mutex<HostTable>,
     egress: Option<Egress>,
     limits: NetLimits,
     in_force: bool,
@@ -79,15 +79,14 @@ impl HostNetwork {
         let netns = NetNs::current()?;
         let left_over = Egress::left_over()?;
         let egress = egress.map(|name| Egress::find(name, left_over.as_ref())).transpose()?;
-        let nft = Socket::open()?;
         let kept: BTreeSet<u16> = keep.iter().copied().collect();
-        host_rules::install(&nft, egress.as_ref(), &kept)?;
+        let table = HostTable::install(egress.as_ref(), kept.clone())?;
         if let Some(other) = left_over.filter(|left| egress.as_ref().is_none_or(|now| now.name != left.name))
         {
             other.restore()?;
         }
-        let (nft, kept) = (Mutex::new(nft), Mutex::new(kept));
-        let network = Self { netns, nft, egress, limits: NetLimits::default(), in_force: true, kept };
+        let (table, kept) = (Mutex::new(table), Mutex::new(kept));
+        let network = Self { netns, table, egress, limits: NetLimits::default(), in_force: true, kept };
         if let Some(egress) = &network.egress {
             sysctl::write(&sysctl::forwarding(&egress.name), 1)?;
         }
@@ -118,9 +117,36 @@ impl HostNetwork {
         &self.netns
     }
 
-    /// The socket for batches in this namespace. A panic elsewhere cannot leave it half-changed.
-    pub(super) fn nft(&self) -> MutexGuard<'_, Socket> {
-        self.nft.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Tells when somebody else may have deleted the table: [`Self::restore`] is next.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn watch(&self) -> Result<TableWatch, NetError> {
+        self.netns.run(TableWatch::open)?
+    }
+
+    /// Puts the table back, with all that it is to let out, if it is gone or another; changes nothing if not. Tells
+    /// whether that was necessary since the last call, by this or to let out a new slot; it is logged.
+    ///
+    /// # Errors
+    /// When the kernel refuses it. Then sandboxes are shut off, or nothing confines them.
+    pub fn restore(&self) -> Result<bool, NetError> {
+        self.table().restore(self.egress.as_ref())
+    }
+
+    /// Lets slot `index` out.
+    pub(super) fn admit(&self, index: u16) -> Result<(), NetError> {
+        self.table().admit(self.egress.as_ref(), index)
+    }
+
+    /// Lets slot `index` out no longer; fine when it was not let out.
+    pub(super) fn expel(&self, index: u16) -> Result<(), NetError> {
+        self.table().expel(index)
+    }
+
+    /// A panic elsewhere cannot leave it half-changed.
+    fn table(&self) -> MutexGuard<'_, HostTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether slot `index` is one to be taken back or discarded; it is not any more then.
@@ -159,7 +185,7 @@ impl HostNetwork {
             Some(egress) => self.netns.run(|| egress.restore())?,
             None => Ok(()),
         };
-        results.extend([restored, host_rules::remove(&self.nft())]);
+        results.extend([restored, self.table().remove()]);
         all_or("the host's network", results)
     }
 }

@@ -1,15 +1,17 @@
 //! The one table of the host, `inet manta`: what sandboxes may do outside their namespaces. Rules only; they
 //! never change while sandboxes come and go, only the set `sandboxes` does.
 //!
-//! Where an earlier server has left sandboxes, its table stays if it is the same. If not, it is replaced behind
+//! Where there are sandboxes already, of an earlier server or because somebody has deleted the table under them, a table
+//! that is the same stays. If it is not, or there is none, it is replaced behind
 //! another, `ip manta`, that lets nothing through meanwhile. One transaction alone would not do: a packet on its way
 //! can meet the new chains before they have rules and then the old ones after they had some, and it gets through all
 //! of them. Seen in a test with 200 replacements.
 
 use std::collections::BTreeSet;
 
-use rustix::io::Errno;
+use netlink_socket2::NetlinkSocket;
 
+use super::NetError;
 use super::addresses::{ALWAYS_DENIED, HOST_VETH_PREFIX, SLOT_RANGE, host_veth, inner_end};
 use super::host::Egress;
 use super::nft::Expr::{
@@ -17,7 +19,6 @@ use super::nft::Expr::{
     Masquerade, NotDstNat, NotEstablishedOrRelated, NotIn, OifName, ThenIpSaddr,
 };
 use super::nft::{Batch, Family, Hook, Policy, Socket, Table};
-use super::{NetError, NftError};
 
 pub(super) const TABLE: Table = Table(Family::Inet);
 const SHUT: Table = Table(Family::Ipv4);
@@ -25,31 +26,43 @@ const SANDBOXES: &str = "sandboxes";
 const DENIED: &str = "denied";
 const FROM_SANDBOX: &str = "from_sandbox";
 const TO_SANDBOX: &str = "to_sandbox";
+const INSTALL: &str = "install the nftables table";
 
-/// Puts the table into force, in place of one an earlier server left. Without an egress interface nothing is
-/// forwarded from or to a sandbox. The slots `kept` of the earlier server are let out; at no moment is more let out
-/// of them than one of the two tables allows, and nothing is lost if both are the same.
-pub(super) fn install(nft: &Socket, egress: Option<&Egress>, kept: &BTreeSet<u16>) -> Result<(), NetError> {
-    let mut rules = Batch::new();
-    add_rules(&mut rules, egress);
-    let comment =
-        format!("{}rules {:016x}", egress.map(Egress::to_comment).unwrap_or_default(), rules.hash());
-    let action = "install the nftables table";
+/// Puts the table into force in the namespace of these sockets, in place of one with other rules, and lets out the slots
+/// `admitted` and no others; tells whether it was not there. Without an egress interface nothing is forwarded from
+/// or to a sandbox. At no moment is more let out than one of the two tables allows, and nothing is lost if both are the
+/// same.
+pub(super) fn install(
+    nft: &Socket,
+    look: &mut NetlinkSocket,
+    egress: Option<&Egress>,
+    admitted: &BTreeSet<u16>,
+) -> Result<bool, NetError> {
+    let comment = comment(egress);
+    let missing = TABLE.comment_by(look)?.as_ref() != Some(&comment);
     let mut batch = Batch::new();
-    if kept.is_empty() || TABLE.comment()?.as_ref() != Some(&comment) {
-        if !kept.is_empty() {
+    if missing {
+        if !admitted.is_empty() {
             shut(nft)?;
         }
         batch.replace_table(TABLE, &comment);
         add_rules(&mut batch, egress);
     } else {
-        // Of slots that are not kept.
+        // Of slots that are gone.
         batch.empty_set(TABLE, SANDBOXES);
     }
-    add_sandboxes(&mut batch, kept.iter().copied());
-    batch.commit(nft, action)?;
+    add_sandboxes(&mut batch, admitted.iter().copied());
+    batch.commit(nft, INSTALL)?;
     // Also if an earlier server died in between.
-    open_again(nft)
+    open_again(nft)?;
+    Ok(missing)
+}
+
+/// Tells a later server what the egress interface was like, and which rules these are.
+fn comment(egress: Option<&Egress>) -> String {
+    let mut rules = Batch::new();
+    add_rules(&mut rules, egress);
+    format!("{}rules {:016x}", egress.map(Egress::to_comment).unwrap_or_default(), rules.hash())
 }
 
 /// Lets nothing through from or to a sandbox.
@@ -65,13 +78,15 @@ fn shut(nft: &Socket) -> Result<(), NetError> {
     batch.commit(nft, "keep sandboxes from the network while the nftables table is replaced")
 }
 
+/// Fine when it is not shut.
 fn open_again(nft: &Socket) -> Result<(), NetError> {
-    if SHUT.comment()?.is_none() {
-        return Ok(());
-    }
     let mut batch = Batch::new();
     batch.delete_table(SHUT);
-    batch.commit(nft, "let sandboxes to the network again")
+    fine_if_missing(batch.commit(nft, "let sandboxes to the network again"))
+}
+
+fn fine_if_missing(result: Result<(), NetError>) -> Result<(), NetError> {
+    result.or_else(|error| if error.is_missing() { Ok(()) } else { Err(error) })
 }
 
 /// The sets, chains and rules of a table that is new.
@@ -135,8 +150,5 @@ pub(super) fn admit(nft: &Socket, index: u16) -> Result<(), NetError> {
 pub(super) fn expel(nft: &Socket, index: u16) -> Result<(), NetError> {
     let mut batch = Batch::new();
     batch.delete_interface_address(TABLE, SANDBOXES, &host_veth(index), inner_end(index));
-    match batch.commit(nft, "remove a sandbox from the nftables table") {
-        Err(NetError::Nft { source: NftError::Refused { source: Errno::NOENT, .. }, .. }) => Ok(()),
-        result => result,
-    }
+    fine_if_missing(batch.commit(nft, "remove a sandbox from the nftables table"))
 }

@@ -19,6 +19,8 @@ pub(super) use socket::Socket;
 
 /// `NFNL_SUBSYS_NFTABLES`, the subsystem of a batch, `linux/netfilter/nfnetlink.h`.
 const SUBSYSTEM: u16 = 10;
+/// `NFT_MSG_DELTABLE`, as the type of a message.
+const TABLE_DELETED: u16 = SUBSYSTEM << 8 | 2;
 /// The `nft` program's names of types, kept with a set only so that it can print its elements.
 const TYPE_IPV4_ADDR: u32 = 7;
 const TYPE_IFNAME: u32 = 41;
@@ -264,12 +266,25 @@ impl Table {
         Nfgenmsg { nfgen_family: self.0 as u8, ..Default::default() }
     }
 
+    /// Whether a message of this type, and with this after its header, says that this table was deleted.
+    pub(super) fn is_deleted(self, kind: u16, body: &[u8]) -> bool {
+        if kind != TABLE_DELETED {
+            return false;
+        }
+        let (header, table) = nftables::OpDeltableDo::decode_request(body);
+        header.nfgen_family == self.0 as u8 && table.get_name() == Ok(TABLE)
+    }
+
     /// The comment of this table in the namespace of the calling thread, empty if it has none; `None` if there
     /// is no such table.
     pub(super) fn comment(self) -> Result<Option<String>, NetError> {
+        self.comment_by(&mut NetlinkSocket::new())
+    }
+
+    /// The same in the namespace that the socket is in.
+    pub(super) fn comment_by(self, socket: &mut NetlinkSocket) -> Result<Option<String>, NetError> {
         let action = "read the nftables table";
         let error = |source| NetError::Nft { action, source: NftError::Lookup(source) };
-        let mut socket = NetlinkSocket::new();
         let mut request = nftables::Request::new().op_gettable_do(&self.header());
         drop(request.encode().push_name(TABLE));
         let mut replies = socket.request(&request).map_err(|source| error(source.into()))?;

@@ -10,7 +10,7 @@ use super::error::all_or;
 use super::host::HostNetwork;
 use super::inside::{self, Inside};
 use super::link::Links;
-use super::{NetError, connections, host_rules, slot_rules, tap};
+use super::{NetError, connections, slot_rules, tap};
 use crate::netns::NetNs;
 use crate::process::Process;
 
@@ -178,7 +178,7 @@ impl NetSlot {
     fn set_up_outside(&self, links: &mut Links) -> Result<(), NetError> {
         let name = host_veth(self.index);
         links.set_up_ipv4(&name, host_end(self.index), PAIR_PREFIX_LEN)?;
-        host_rules::admit(&self.host.nft(), self.index)
+        self.host.admit(self.index)
     }
 
     fn remove(&mut self) -> Result<(), NetError> {
@@ -201,7 +201,7 @@ impl NetSlot {
 
     /// Removes what slot `index` has on the host; it has no connections if it was `silent`.
     pub(super) fn remove_from(host: &HostNetwork, index: u16, silent: bool) -> Result<(), NetError> {
-        let expelled = host_rules::expel(&host.nft(), index);
+        let expelled = host.expel(index);
         let outside = host.netns().run(|| {
             let deleted = Links::open().delete(&host_veth(index));
             let forgotten = if silent { Ok(()) } else { connections::forget(inner_end(index)) };
