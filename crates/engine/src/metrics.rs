@@ -31,6 +31,8 @@ const POOL_REFILLS: &str = "manta_pool_refills_total";
 const POOL_REFILL_SECONDS: &str = "manta_pool_refill_seconds";
 /// What commands printed.
 const EXEC_OUTPUT_BYTES: &str = "manta_exec_output_bytes_total";
+/// How often the network's rules were gone.
+const NET_RULES_RESTORED: &str = "manta_net_rules_restored_total";
 
 /// Every state a sandbox is counted in.
 const STATES: [(SandboxState, &str); 5] = [
@@ -110,7 +112,13 @@ pub fn describe() {
         Unit::Bytes,
         "Bytes of standard output and standard error kept of commands that ended."
     );
+    describe_counter!(
+        NET_RULES_RESTORED,
+        Unit::Count,
+        "Times that somebody else deleted the nftables table of the sandboxes and it was put back."
+    );
     exec_output(0);
+    counter!(NET_RULES_RESTORED).increment(0);
     for pool in Pool::ALL.map(Pool::as_str) {
         for result in ["hit", "miss"] {
             counter!(POOL_CLAIMS, "pool" => pool, "result" => result).increment(0);
@@ -135,6 +143,11 @@ pub(crate) fn completed(operation: Operation, timings: &Timings, ok: bool) {
 /// A command ended, and this much of its output was kept.
 pub(crate) fn exec_output(bytes: usize) {
     counter!(EXEC_OUTPUT_BYTES).increment(bytes as u64);
+}
+
+/// The network's rules were gone, and are back.
+pub(crate) fn net_rules_restored() {
+    counter!(NET_RULES_RESTORED).increment(1);
 }
 
 /// The sandboxes that exist; states that none is in are zero.

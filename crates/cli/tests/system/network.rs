@@ -1,8 +1,10 @@
 //! What sandboxes reach: the internet, and nothing else.
 
+use std::io::Write;
 use std::net::TcpListener;
+use std::process::{Command, Stdio};
 
-use crate::harness::{DENIED, Host, INTERNET, Server, eventually, scaled};
+use crate::harness::{DENIED, HOST_ADDRESS, Host, INTERNET, Server, eventually, scaled};
 
 /// Fetches a URL: 0 and the body, or curl's exit status.
 fn fetch(server: &Server, id: &str, url: &str) -> (i64, String) {
@@ -39,6 +41,75 @@ fn a_sandbox_reaches_the_internet_and_no_denied_range() {
             .expect("a port");
         assert!(std::net::TcpStream::connect((address, port)).is_ok(), "{address} is not there at all");
     }
+}
+
+#[test]
+fn a_firewall_that_is_loaded_anew_lets_no_sandbox_out() {
+    let host = Host::enter();
+    let server = Server::start();
+    let id = server.create();
+    let degraded = server.get("/healthz")["degraded"].clone();
+    let listener = TcpListener::bind("0.0.0.0:0").expect("listen on the host");
+    let port = listener.local_addr().expect("an address").port();
+    listener.set_nonblocking(true).expect("non-blocking");
+    let confined = |id: &str| {
+        let rules = host.ruleset();
+        let address = server.info(id).expect("listed")["host_address"].clone();
+        let address = address.as_str().expect("an address");
+        let admitted = [" ", ","].iter().any(|end| rules.contains(&format!(". {address}{end}")));
+        admitted && !rules.contains("table ip manta")
+    };
+    let reaches_the_internet_only = |id: &str| {
+        let urls = DENIED.map(|address| host.url(address)).join(" ");
+        let cmd = format!(
+            "for u in http://{HOST_ADDRESS}:{port}/ {urls}; do curl -sS --max-time 2 $u >/dev/null 2>&1 & done; wait"
+        );
+        server.sh(id, &cmd);
+        assert_eq!(fetch(&server, id, &host.url(INTERNET)), (0, "internet".to_owned()));
+        assert_eq!(host.calls().len(), 1, "a denied range was reached: {:?}", host.calls());
+        assert!(listener.accept().is_err(), "a connection from the sandbox arrived");
+    };
+    reaches_the_internet_only(&id);
+
+    host.nft("flush ruleset");
+    eventually("the rules are back", scaled(20), || confined(&id));
+    reaches_the_internet_only(&id);
+    let restored = || {
+        let metrics = server.raw("GET", "/metrics", "", b"").text;
+        metrics.lines().any(|line| line == "manta_net_rules_restored_total 1")
+    };
+    eventually("it is counted", scaled(20), restored);
+    assert!(server.log().contains("somebody has deleted the nftables table"), "{}", server.log());
+    assert_eq!(server.get("/healthz")["degraded"], degraded);
+
+    // New ones find it there, or put it back themselves.
+    host.nft("flush ruleset");
+    let new = server.create();
+    eventually("both are confined", scaled(20), || confined(&id) && confined(&new));
+    reaches_the_internet_only(&new);
+    host.nft("flush ruleset");
+    server.destroy(&id).ok();
+    eventually("the other is confined", scaled(20), || confined(&new));
+}
+
+#[test]
+fn rules_that_cannot_be_put_back_are_told_of_and_tried_again() {
+    let host = Host::enter();
+    let server = Server::start();
+    let id = server.create();
+    let degraded = || server.get("/healthz")["degraded"].to_string();
+    // Only who made a table with an owner may change it, and it goes with him.
+    let mut owner = Command::new("nft").arg("-i").stdin(Stdio::piped()).spawn().expect("nft is needed");
+    let commands = b"flush ruleset; add table inet manta { flags owner; }\n";
+    owner.stdin.as_mut().expect("its standard input").write_all(commands).expect("tell it");
+    eventually("the server says so", scaled(20), || degraded().contains("it cannot be put back"));
+    // As nothing confines the sandbox it is shut off.
+    assert_ne!(fetch(&server, &id, &host.url(INTERNET)).0, 0);
+    assert!(host.calls().is_empty(), "{:?}", host.calls());
+    drop(owner.stdin.take());
+    owner.wait().expect("it ends");
+    eventually("the rules are back", scaled(20), || !degraded().contains("inet manta"));
+    assert_eq!(fetch(&server, &id, &host.url(INTERNET)), (0, "internet".to_owned()));
 }
 
 #[test]

@@ -33,6 +33,7 @@ use crate::journal::Journal;
 use crate::lifetime;
 use crate::limits::Limits as VmmLimits;
 use crate::metrics;
+use crate::net_rules::{NetRules, Watch};
 use crate::places::{HostLimits, Places};
 use crate::pool::{Foreground, Pools, PreparedVms, WarmPool};
 use crate::recovery::Plan;
@@ -69,6 +70,7 @@ pub struct Engine {
     decided: CancellationToken,
     prepared: Arc<PreparedVms>,
     warm: Arc<WarmPool>,
+    net_rules: Arc<NetRules>,
     degraded: Vec<String>,
     _locks: (ServerLock, WorkDirLock),
 }
@@ -134,6 +136,8 @@ impl Engine {
         let host = HostNetwork::take_over(config.egress.as_deref(), &kept)
             .map_err(StartError::host("set up the host's side of the sandboxes' network"))?
             .with_limits(config.net_limits);
+        let host = Arc::new(host);
+        let watch = Watch::open(&host).map_err(StartError::host("watch the network's rules"))?;
         reached(Failpoint::RecoverNetwork);
         plan.sweep_groups(vmm_limits.cgroups());
 
@@ -152,8 +156,7 @@ impl Engine {
         degraded.extend(found.put_aside);
         degraded.iter().for_each(|what| warn!("degraded: {what}"));
 
-        let slots =
-            Slots::new(Arc::new(host), confinement.clone(), config.netns_pool_size, plan.taken_slots());
+        let slots = Slots::new(host.clone(), confinement.clone(), config.netns_pool_size, plan.taken_slots());
         let stop = CancellationToken::new();
         let places = Places::new(HostLimits {
             max_sandboxes: config.max_sandboxes,
@@ -176,6 +179,8 @@ impl Engine {
             tasks: TaskTracker::new(),
             stop,
         };
+        let net_rules = Arc::<NetRules>::default();
+        shared.tasks.spawn(net_rules.clone().keep(host, watch, shared.stop.clone()));
         let logging = TaskTracker::new();
         logging.spawn(shared.events.clone().log());
         logging.spawn(shared.events.clone().write(shared.journal.clone()));
@@ -196,6 +201,7 @@ impl Engine {
             decided: CancellationToken::new(),
             prepared,
             warm,
+            net_rules,
             degraded,
             _locks: (server_lock, work_dir_lock),
         })
@@ -378,7 +384,8 @@ impl Engine {
     pub fn degraded(&self) -> Vec<String> {
         let journal = self.shared.journal.ensure_writable().err();
         let journal = journal.map(|error| format!("nothing new can be begun: {error}"));
-        self.degraded.iter().cloned().chain(self.template.problem()).chain(journal).collect()
+        let now = self.net_rules.problem().into_iter().chain(self.template.problem()).chain(journal);
+        self.degraded.iter().cloned().chain(now).collect()
     }
 
     /// How the pools do.
