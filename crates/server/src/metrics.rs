@@ -37,8 +37,9 @@ const HTTP_REQUESTS: &str = "manta_http_requests_total";
 /// Requests that were turned away, by code.
 const REJECTIONS: &str = "manta_rejections_total";
 /// The codes of those: who may not call, or not so much, or finds the host full.
-const REJECTED: [(ErrorCode, &str); 9] = [
+const REJECTED: [(ErrorCode, &str); 11] = [
     (ErrorCode::Unauthorized, "unauthorized"),
+    (ErrorCode::Forbidden, "forbidden"),
     (ErrorCode::KeySandboxLimit, "key_sandbox_limit"),
     (ErrorCode::KeyRateLimit, "key_rate_limit"),
     (ErrorCode::HostFull, "host_full"),
@@ -47,6 +48,7 @@ const REJECTED: [(ErrorCode, &str); 9] = [
     (ErrorCode::SnapshotStorageFull, "snapshot_storage_full"),
     (ErrorCode::Overloaded, "overloaded"),
     (ErrorCode::SandboxBusy, "sandbox_busy"),
+    (ErrorCode::JournalUnwritable, "journal_unwritable"),
 ];
 /// From a request's head to its answer's.
 const HTTP_REQUEST_SECONDS: &str = "manta_http_request_seconds";
