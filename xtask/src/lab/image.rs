@@ -14,7 +14,7 @@ use crate::progress::{Step, skipped};
 use crate::{hash, place};
 
 /// What the server, the tests and a person in the shell use in there.
-const PACKAGES: &str = "curl,e2fsprogs,iproute2,kmod,nftables,procps,strace,xfsprogs";
+const PACKAGES: &str = "curl,e2fsprogs,iproute2,kmod,nftables,procps,strace,systemd,xfsprogs";
 const KERNEL: &str = "linux-image-cloud-amd64";
 /// In the order in which they load; the kernel's other modules load by name, from the root.
 const INITRAMFS_MODULES: [&str; 6] =

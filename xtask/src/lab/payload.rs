@@ -17,6 +17,8 @@ use crate::{artifacts, place};
 
 const INIT: &str = include_str!("init.sh");
 const SYSTEM_TESTS: &str = include_str!("system-tests.sh");
+const UNIT_TEST: &str = include_str!("unit-test.sh");
+const UNIT: &str = include_str!("../../../docs/manta.service");
 /// Room for the files of the run, beside what is carried in. Sparse.
 const FREE_BYTES: u64 = 1 << 30;
 const LOCK: &str = "lock";
@@ -87,6 +89,8 @@ pub(super) fn make(job: &Job, keep: bool, firecracker: &Firecracker) -> Result<P
     }
     script(&tree.join("lab/init"), INIT)?;
     script(&tree.join("lab/system-tests"), SYSTEM_TESTS)?;
+    script(&tree.join("lab/unit-test"), UNIT_TEST)?;
+    fs::write(tree.join("lab/manta.service"), UNIT)?;
     fs::write(tree.join("lab/argv"), argv(job)?)?;
     if keep {
         fs::write(tree.join("lab/keep"), terminal::description())?;

@@ -1,7 +1,7 @@
 #!/bin/bash
-# The lab's usual job: the whole-system tests on Firecracker, then the benchmarks: new sandboxes, restored and
-# booted, and restores of a snapshot. A step that fails does not keep the next from running; the first benchmark that
-# failed is the exit status, else the tests are: 101 means that they alone failed.
+# The lab's usual job: the whole-system tests on Firecracker, then the unit under systemd, then the benchmarks: new
+# sandboxes, restored and booted, and restores of a snapshot. A step that fails does not keep the next from running; the
+# first of those after the tests that failed is the exit status, else the tests are: 101 means that they alone failed.
 status=0
 failed() { status=$((status ? status : $1)); }
 
@@ -28,6 +28,7 @@ bench() {
 ./system --test-threads=1 --skip api:: --skip bad_input:: --skip keys:: --skip tls:: \
   --skip hostile_devices::
 tests=$?
+timeout 300 lab/unit-test || failed $?
 bench bench MANTA_WARM_POOL_SIZE=12 MANTA_MAX_SANDBOXES=16 MANTA_MAX_MEMORY_MIB=65536 -- bench --pool-aware
 bench bench-no-pool MANTA_WARM_POOL_SIZE=0 -- bench
 bench bench-boot MANTA_ENABLE_SNAPSHOTS=0 -- bench
