@@ -34,7 +34,6 @@ mod sandbox;
 mod shared;
 mod slots;
 mod snapshots;
-mod sys;
 mod table;
 mod template;
 mod timing;

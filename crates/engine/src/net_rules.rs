@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use manta_host::net::{HostNetwork, TableWatch};
+use manta_vmm::watch_readable;
 use tokio::io::unix::AsyncFd;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +15,6 @@ use tracing::error;
 
 use crate::error::chain;
 use crate::metrics;
-use crate::sys::watch_readable;
 
 /// How long after a failure it is tried again.
 const RETRY: Duration = Duration::from_secs(1);

@@ -32,6 +32,7 @@ pub use firecracker::{ApiError, JailerChoice, firecracker};
 pub use initramfs::write_initramfs;
 pub use probe::{KvmProbe, KvmVerdict, probe_kvm};
 pub use qemu::{QmpError, qemu};
+pub use sys::watch_readable;
 pub use vmm::{
     Accelerator, BoxFuture, Exit, MicroVm, Origin, Place, SnapshotFiles, Survivor, UnknownName, VmSpec, Vmm,
     VmmInfo, VmmKind,
