@@ -36,7 +36,7 @@ impl Limits {
             processes: VMM_THREADS + u32::from(config.vcpus),
         };
         let cgroups = match config.cgroup_mode {
-            CgroupMode::Off => Cgroups::off(),
+            CgroupMode::Off => Cgroups::off(&tree_name(&config.work_dir)?),
             CgroupMode::Auto | CgroupMode::Required => {
                 Cgroups::set_up(&tree_name(&config.work_dir)?, config.cpu_weight, &each)
             }
@@ -67,10 +67,12 @@ impl Limits {
 
     /// Why a VMM is dead, if it was killed for using too much memory.
     pub(crate) fn cause_of_death(&self, group: &Cgroup) -> Option<String> {
-        let limit = self.each.memory_bytes >> 20;
-        (group.oom_kills() > 0).then(|| {
-            format!("the host's kernel killed the VMM, which used more than its {limit} MiB of memory")
-        })
+        if group.oom_kills() == 0 {
+            return None;
+        }
+        // The group's, which may have been made with other settings than today's.
+        let limit = group.memory_limit().map_or("limit".to_owned(), |bytes| format!("{} MiB", bytes >> 20));
+        Some(format!("the host's kernel killed the VMM, which used more than its {limit} of memory"))
     }
 }
 

@@ -106,7 +106,7 @@ fn what_never_rests_gets_its_share_of_a_processor() {
 }
 
 #[test]
-fn a_process_is_in_its_group_from_the_start_and_the_group_is_found_by_it() {
+fn a_process_is_in_its_group_from_the_start_and_the_group_is_found_by_its_name() {
     let Some(tree) = tree("find") else { return };
     let group = tree.create("sandbox-1", &LIMITS).unwrap();
     let process = shell("echo $$; for i in $(seq 3); do sleep 1000 & done; wait", &group);
@@ -116,8 +116,9 @@ fn a_process_is_in_its_group_from_the_start_and_the_group_is_found_by_it() {
         let inside = fs::read_to_string(dir.join("cgroup.procs")).unwrap();
         assert!(inside.lines().any(|pid| pid == process.pid().to_string()), "{inside}");
     }
-    assert!(tree.of_process(process.pid(), "sandbox-2").unwrap().is_none());
-    let found = tree.of_process(process.pid(), "sandbox-1").unwrap().unwrap();
+    assert!(tree.find("sandbox-2").unwrap().is_none());
+    let found = tree.find("sandbox-1").unwrap().unwrap();
+    assert_eq!(found.memory_limit(), Some(LIMITS.memory_bytes));
     assert_eq!(found.name(), "sandbox-1");
     assert_eq!(found.dirs().collect::<Vec<_>>(), dirs);
     // Two guards of one group: the second finds nothing.
@@ -125,7 +126,7 @@ fn a_process_is_in_its_group_from_the_start_and_the_group_is_found_by_it() {
     assert!(dirs.iter().all(|dir| !dir.exists()));
     assert_eq!(process.wait_timeout(TIMEOUT).unwrap().unwrap().signal(), Some(9));
     group.destroy().unwrap();
-    assert!(tree.of_process(std::process::id(), "sandbox-1").unwrap().is_none());
+    assert!(tree.find("sandbox-1").unwrap().is_none());
     finish(tree);
 }
 
@@ -150,6 +151,34 @@ fn a_sweep_takes_all_but_what_is_to_stay() {
 }
 
 #[test]
+fn what_is_in_a_tree_of_the_same_name_elsewhere_is_found_and_swept() {
+    let name = format!("manta-test-elsewhere-{}", std::process::id());
+    let Some(tree) = tree("elsewhere") else { return };
+    // As of a server that ran in another group of its own.
+    let others: Vec<_> = tree.dirs().iter().map(|dir| dir.with_file_name(format!("other-{name}"))).collect();
+    for other in &others {
+        fs::create_dir_all(other.join(&name).join("sandbox-1")).unwrap();
+    }
+    finish(tree);
+    for has_limits in [true, false] {
+        let next = if has_limits { Cgroups::set_up(&name, 100, &LIMITS) } else { Cgroups::off(&name) };
+        let found = next.find("sandbox-1").unwrap().unwrap();
+        assert!(found.dirs().all(|dir| others.iter().any(|other| dir.starts_with(other))), "{found:?}");
+        assert_eq!(found.dirs().count(), others.len());
+        std::mem::forget(found);
+        assert_eq!(next.sweep(&BTreeSet::from(["sandbox-1".to_owned()])).unwrap(), Vec::<String>::new());
+        finish(next);
+    }
+    let last = Cgroups::off(&name);
+    assert_eq!(last.sweep(&BTreeSet::new()).unwrap(), ["sandbox-1"]);
+    for other in &others {
+        assert!(!other.join(&name).exists(), "an empty tree stays");
+        fs::remove_dir(other).unwrap();
+    }
+    finish(last);
+}
+
+#[test]
 fn names_are_single_file_names() {
     let Some(tree) = tree("names") else { return };
     for name in ["", ".", "..", "a/b", ".trial", "a b", &"x".repeat(200)] {
@@ -166,7 +195,7 @@ fn names_are_single_file_names() {
 
 #[test]
 fn without_a_tree_groups_are_nowhere() {
-    let tree = Cgroups::off();
+    let tree = Cgroups::off("manta-test-off");
     let group = tree.create("nowhere", &LIMITS).unwrap();
     let process = shell("exit 3", &group);
     assert_eq!(process.wait_timeout(TIMEOUT).unwrap().unwrap().to_string(), "exit status: 3");

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use manta_api::{Event, EventKind};
 use manta_host::process::{Process, ProcessError, ProcessId, Stray};
-use manta_host::{Cgroup, Cgroups};
 use tokio::task::spawn_blocking;
 use tracing::{error, info};
 
@@ -20,7 +19,8 @@ use crate::shared::Shared;
 /// How long a killed VMM may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// What could not be removed stays in the journal, and its slot in use; the next start tries again.
+/// What could not be removed stays in the journal, for the next start to try again; but for its slot, which is tried
+/// again until then, and in use.
 pub(super) async fn sweep(remains: Remains, shared: Shared) {
     let Remains { id, row, dir, strays, ending } = remains;
     info!(
@@ -32,8 +32,8 @@ pub(super) async fn sweep(remains: Remains, shared: Shared) {
     let process = row.as_ref().filter(|row| row.boot_id == *shared.boot_id).and_then(vmm);
     let (limits, name) = (shared.limits.clone(), id.as_ref().map(ToString::to_string));
     let removed = spawn_blocking(move || {
-        let killed = kill(strays, process, limits.cgroups(), name.as_deref());
-        killed.and_then(|()| remove(limits.cgroups(), name.as_deref(), dir.as_deref()))?;
+        kill(strays, process)?;
+        remove(limits.cgroups(), name.as_deref(), dir.as_deref())?;
         reached(Failpoint::RecoverFiles);
         Ok(())
     });
@@ -56,7 +56,10 @@ pub(super) async fn sweep(remains: Remains, shared: Shared) {
         let slots = shared.slots.clone();
         let discarded = spawn_blocking(move || slots.discard(row.slot)).await;
         if let Err(error) = discarded.unwrap_or_else(|panicked| Err(panicked.to_string())) {
-            error!(slot = row.slot, error, "a network slot that a killed server left stays");
+            error!(
+                slot = row.slot,
+                error, "a network slot that a killed server left could not be taken apart"
+            );
         }
     }
 }
@@ -65,19 +68,10 @@ fn vmm(row: &Row) -> Option<ProcessId> {
     row.process.map(|vmm| ProcessId { pid: vmm.pid, start_ticks: vmm.start_ticks })
 }
 
-fn kill(
-    strays: Vec<Stray>,
-    process: Option<ProcessId>,
-    cgroups: &Cgroups,
-    name: Option<&str>,
-) -> Result<(), String> {
+fn kill(strays: Vec<Stray>, process: Option<ProcessId>) -> Result<(), String> {
     let chain = |error: ProcessError| crate::error::chain(&error);
     for stray in strays {
-        // It may be in the tree of a server that was started elsewhere. A group that is called otherwise is a sandbox's
-        // that lives: the process is one too many there, or has ended, and its number is another's.
-        let group = name.and_then(|name| cgroups.of_process(stray.pid(), name).ok()).flatten();
         stray.kill_and_wait(KILL_LIMIT).map_err(chain)?;
-        group.map_or(Ok(()), Cgroup::destroy).map_err(|error| crate::error::chain(&error))?;
     }
     // Usually among the strays, and gone by now.
     if let Some(process) = process.as_ref().map(Process::adopt).transpose().map_err(chain)?.flatten() {

@@ -42,8 +42,7 @@ impl Resources {
                 let disk = find_disk(&dir, disk);
                 let slot = slots.adopt(row.slot, &process)?;
                 // A server without limits has made none.
-                let group =
-                    limits.cgroups().of_process(vmm.pid, id.as_str()).map_err(|error| chain(&error))?;
+                let group = limits.cgroups().find(id.as_str()).map_err(|error| chain(&error))?;
                 Ok::<_, String>((disk, slot, process, group))
             }
         });

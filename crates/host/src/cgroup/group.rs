@@ -108,6 +108,12 @@ impl Cgroup {
         self.parts.iter().map(Part::oom_kills).sum()
     }
 
+    /// The memory that what is in it may use together, bytes; none without a limit.
+    #[must_use]
+    pub fn memory_limit(&self) -> Option<u64> {
+        self.parts.iter().find_map(Part::memory_limit)
+    }
+
     /// Kills what is in it and removes it. Blocks for some seconds at most, and that only if something does not die.
     ///
     /// # Errors
@@ -148,6 +154,14 @@ impl Part {
         let text = fs::read_to_string(self.dir.join(file)).unwrap_or_default();
         let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
         count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+    }
+
+    fn memory_limit(&self) -> Option<u64> {
+        let file = match self.version {
+            Version::V1 => "memory.limit_in_bytes",
+            Version::V2 => "memory.max",
+        };
+        fs::read_to_string(self.dir.join(file)).ok()?.trim().parse().ok()
     }
 
     fn kill_all(&self) -> Result<(), CgroupError> {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use controls::{Control, Controls};
 pub use group::{Cgroup, CgroupEntry};
-use place::{Hierarchy, Surroundings};
+use place::{Hierarchy, Surroundings, Version};
 
 /// Name of the group that limits are tried on at first; no group of a process is called so.
 const TRIAL: &str = ".trial";
@@ -36,6 +36,9 @@ pub struct CgroupLimits {
 #[derive(Debug)]
 pub struct Cgroups {
     trees: Arc<[Tree]>,
+    /// Trees of the same name in other places: of an earlier server that ran in another group itself, or that had limits
+    /// where this one has none. Groups in them are found and removed, none is made.
+    elsewhere: Arc<[(PathBuf, Version)]>,
     missing: Vec<String>,
 }
 
@@ -52,15 +55,6 @@ pub enum CgroupError {
     /// A name that is no single file name, or one of this module's own.
     #[error("no group can be called {0:?}")]
     Name(String),
-    /// The group of a process could not be found out.
-    #[error("cannot read the cgroups of process {pid}")]
-    OfProcess {
-        /// The process.
-        pid: u32,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
     /// A directory or file of a group could not be made, opened, written or removed.
     #[error("cannot {action} {path}")]
     Path {
@@ -91,7 +85,10 @@ impl Cgroups {
     pub fn set_up(name: &str, weight: u32, each: &CgroupLimits) -> Self {
         let surroundings = match Surroundings::look() {
             Ok(surroundings) => surroundings,
-            Err(error) => return Self::none(format!("no limits for VMMs: cannot look for cgroups: {error}")),
+            Err(error) => {
+                let missing = vec![format!("no limits for VMMs: cannot look for cgroups: {error}")];
+                return Self { trees: Arc::new([]), elsewhere: Arc::new([]), missing };
+            }
         };
         let (hierarchies, mut missing) = surroundings.hierarchies(name);
         let mut trees = Vec::new();
@@ -109,17 +106,17 @@ impl Cgroups {
                 }
             }
         }
-        Self { trees: trees.into(), missing }
+        let own: Vec<_> = trees.iter().map(|tree| tree.hierarchy.tree.clone()).collect();
+        let elsewhere = surroundings.named(name, &own).into();
+        Self { trees: trees.into(), elsewhere, missing }
     }
 
-    /// A tree of groups without limits, that are nowhere.
+    /// A tree of groups without limits, that are nowhere; those that an earlier server made in its tree of this name are
+    /// found.
     #[must_use]
-    pub fn off() -> Self {
-        Self { trees: Arc::new([]), missing: Vec::new() }
-    }
-
-    fn none(reason: String) -> Self {
-        Self { trees: Arc::new([]), missing: vec![reason] }
+    pub fn off(name: &str) -> Self {
+        let elsewhere = Surroundings::look().map(|surroundings| surroundings.named(name, &[]));
+        Self { trees: Arc::new([]), elsewhere: elsewhere.unwrap_or_default().into(), missing: Vec::new() }
     }
 
     /// For people: each limit that cannot be had, why, and how to get it.
@@ -151,33 +148,6 @@ impl Cgroups {
         Ok(group)
     }
 
-    /// The group that a process is in, if it is called `name` and in a tree called as this one, also if that tree was
-    /// made by a server that ran in another group itself.
-    ///
-    /// # Errors
-    /// When the process is gone, or the name is unfit.
-    pub fn of_process(&self, pid: u32, name: &str) -> Result<Option<Cgroup>, CgroupError> {
-        check_name(name)?;
-        let failed = |source| CgroupError::OfProcess { pid, source };
-        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(failed)?;
-        let surroundings = Surroundings::look().map_err(failed)?;
-        let mut group: Option<Cgroup> = None;
-        for tree in self.trees.iter() {
-            let tree = &tree.hierarchy;
-            let Some(dir) = surroundings.dir_in(&text, tree) else { continue };
-            let Some(parent) = dir.parent().filter(|parent| parent.file_name() == tree.tree.file_name())
-            else {
-                continue;
-            };
-            let elsewhere = parent != tree.tree;
-            if dir.file_name().is_none_or(|found| found != name) {
-                continue;
-            }
-            group.get_or_insert_with(|| Cgroup::new(name)).push(dir, tree.version, elsewhere);
-        }
-        Ok(group)
-    }
-
     /// A group made by an earlier server, by its name; whoever is in it. None if there is none.
     ///
     /// # Errors
@@ -191,6 +161,12 @@ impl Cgroups {
                 group.push(dir, tree.hierarchy.version, false);
             }
         }
+        for (tree, version) in self.elsewhere.iter() {
+            let dir = tree.join(name);
+            if dir.is_dir() {
+                group.push(dir, *version, true);
+            }
+        }
         if group.is_empty() { Ok(None) } else { Ok(Some(group)) }
     }
 
@@ -201,9 +177,13 @@ impl Cgroups {
     /// The first that one could not be emptied or removed; it goes on with the others.
     pub fn sweep(&self, keep: &BTreeSet<String>) -> Result<Vec<String>, CgroupError> {
         let mut names = BTreeSet::new();
-        for tree in self.trees.iter() {
-            let dir = &tree.hierarchy.tree;
-            let entries = fs::read_dir(dir).map_err(error("list", dir))?;
+        let own = self.trees.iter().map(|tree| &tree.hierarchy.tree);
+        for dir in own.chain(self.elsewhere.iter().map(|(tree, _)| tree)) {
+            let entries = match fs::read_dir(dir) {
+                // One elsewhere goes with its last group.
+                Err(gone) if gone.kind() == io::ErrorKind::NotFound => continue,
+                entries => entries.map_err(error("list", dir))?,
+            };
             let dirs = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
             names.extend(dirs.filter_map(|entry| entry.file_name().into_string().ok()));
         }
@@ -214,6 +194,10 @@ impl Cgroups {
                 Ok(()) => swept.push(name),
                 Err(error) => drop(failure.get_or_insert(error)),
             }
+        }
+        for (tree, _) in self.elsewhere.iter() {
+            // Only when they are empty: the kernel refuses otherwise.
+            drop((fs::remove_dir(tree.join(TRIAL)), fs::remove_dir(tree)));
         }
         failure.map_or(Ok(swept), Err)
     }

@@ -9,8 +9,10 @@
 //!    a server would be in there;
 //! 3. this process's own group, when nobody else is in it: the usual thing in a container.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{CgroupError, error, make_dir};
@@ -82,7 +84,6 @@ pub(super) struct Hierarchy {
     pub(super) tree: PathBuf,
     /// Single processes, not only groups, compete with the tree for processors.
     beside_processes: bool,
-    mount_root: PathBuf,
     mount_point: PathBuf,
 }
 
@@ -153,7 +154,6 @@ impl Surroundings {
                     controllers: vec![controller],
                     tree: own.join(name),
                     beside_processes: true,
-                    mount_root: mount.root.clone(),
                     mount_point: mount.point.clone(),
                 }),
                 None => left.push(controller),
@@ -212,21 +212,34 @@ impl Surroundings {
                 controllers,
                 tree: base.join(name),
                 beside_processes: attempt == 1 && own.as_ref() == Some(&base),
-                mount_root: mount.root.clone(),
                 mount_point: mount.point.clone(),
             });
         }
         Err(reasons)
     }
 
-    /// The directory of a process's group in a hierarchy, from its `/proc/PID/cgroup`.
-    pub(super) fn dir_in(&self, of_process: &str, hierarchy: &Hierarchy) -> Option<PathBuf> {
-        let controller = match hierarchy.version {
-            Version::V1 => Some(hierarchy.controllers.first()?.name()),
-            Version::V2 => None,
-        };
-        let group = group_of(of_process, controller)?;
-        join(&hierarchy.mount_root, &hierarchy.mount_point, group)
+    /// All directories called `name` but `own`, in whichever group and hierarchy; each once, however often it is mounted.
+    pub(super) fn named(&self, name: &str, own: &[PathBuf]) -> Vec<(PathBuf, Version)> {
+        let identity = |dir: &Path| fs::metadata(dir).map(|found| (found.dev(), found.ino())).ok();
+        let mut seen: BTreeSet<_> = own.iter().filter_map(|dir| identity(dir)).collect();
+        let mut found = Vec::new();
+        for mount in &self.mounts {
+            let version = if mount.kind == "cgroup2" { Version::V2 } else { Version::V1 };
+            let mut dirs = vec![mount.point.clone()];
+            while let Some(dir) = dirs.pop() {
+                // Others' groups come and go meanwhile.
+                let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+                for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+                    let path = entry.path();
+                    if entry.file_name() != name {
+                        dirs.push(path);
+                    } else if identity(&path).is_some_and(|identity| seen.insert(identity)) {
+                        found.push((path, version));
+                    }
+                }
+            }
+        }
+        found
     }
 }
 
