@@ -286,15 +286,18 @@ impl Task {
     async fn serve(&mut self) {
         let mut reconnected: Option<Instant> = None;
         loop {
-            let mut death = std::pin::pin!(self.resources.death());
-            let mut still = std::pin::pin!(self.resources.stood_still(&self.jobs, &self.shared));
-            let death = loop {
-                tokio::select! {
-                    () = self.leave.cancelled() => return,
-                    () = self.lifetime.ended() => return,
-                    death = &mut death => break death,
-                    () = &mut still => break Death::Vmm(STANDS_STILL.to_owned()),
-                    Some(ask) = self.queue.recv() => self.begin(ask),
+            let death = {
+                // Gone before anything is taken apart: they hold the microVM.
+                let mut death = std::pin::pin!(self.resources.death());
+                let mut still = std::pin::pin!(self.resources.stood_still(&self.jobs, &self.shared));
+                loop {
+                    tokio::select! {
+                        () = self.leave.cancelled() => return,
+                        () = self.lifetime.ended() => return,
+                        death = &mut death => break death,
+                        () = &mut still => break Death::Vmm(STANDS_STILL.to_owned()),
+                        Some(ask) = self.queue.recv() => self.begin(ask),
+                    }
                 }
             };
             let reason = match death {

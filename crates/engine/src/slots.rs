@@ -30,6 +30,8 @@ pub(crate) struct Slots {
     target: usize,
     state: Mutex<State>,
     refill: Notify,
+    /// One could not be taken apart.
+    got_stuck: Notify,
     stats: Stats,
 }
 
@@ -67,6 +69,7 @@ impl Slots {
             target,
             state: Mutex::new(state),
             refill: Notify::new(),
+            got_stuck: Notify::new(),
             stats: Stats::of(Pool::Slots),
         })
     }
@@ -95,11 +98,11 @@ impl Slots {
     /// has ended: its number is free then. Blocking.
     ///
     /// # Errors
-    /// What could not be removed; it is tried again by [`Self::keep_full`].
+    /// What could not be removed; it is tried again by [`Self::keep_clear`].
     pub(crate) fn discard(&self, index: u16) -> Result<(), String> {
         let host = self.state().host.clone();
         if let Some(Err(error)) = host.map(|host| NetSlot::discard(&host, index)) {
-            self.state().stuck.insert(index);
+            self.is_stuck(index);
             return Err(crate::error::chain(&error));
         }
         let mut state = self.state();
@@ -109,7 +112,7 @@ impl Slots {
     }
 
     /// Makes a slot ready for another sandbox or takes it apart; its VMM has ended. What fails is tried again by
-    /// [`Self::keep_full`], and its index not used before that.
+    /// [`Self::keep_clear`], and its index not used before that.
     pub(crate) fn release(self: &Arc<Self>, slot: NetSlot) -> impl Future<Output = ()> + Send + 'static {
         let slots = self.clone();
         let released = spawn_blocking(move || {
@@ -134,8 +137,7 @@ impl Slots {
         })
     }
 
-    /// Keeps the pool full until cancelled, and takes apart what could not be before. A failure to make a slot waits for
-    /// the next acquire; it does not spin.
+    /// Keeps the pool full until cancelled. A failure to make a slot waits for the next acquire; it does not spin.
     pub(crate) async fn keep_full(self: Arc<Self>, stop: CancellationToken) {
         loop {
             while self.state().ready.len() < self.target && !stop.is_cancelled() {
@@ -153,7 +155,6 @@ impl Slots {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.refill.notified() => {}
-                () = tokio::time::sleep(RETRY), if self.is_stuck() => self.clear_stuck().await,
             }
         }
     }
@@ -223,8 +224,11 @@ impl Slots {
         let slots = self.clone();
         let made = spawn_blocking(move || {
             let made = NetSlot::create(&host, index, owner);
-            if made.is_err() {
-                slots.state().used.remove(&index);
+            // What it left of itself, if anything, goes first.
+            if made.is_err()
+                && let Err(error) = slots.discard(index)
+            {
+                error!(index, error, "a network slot that could not be made could not be taken apart");
             }
             made
         });
@@ -244,14 +248,30 @@ impl Slots {
             }
             Err(error) => {
                 error!(index, error = crate::error::chain(&error), "a network slot could not be taken apart");
-                self.state().stuck.insert(index);
-                self.refill.notify_one();
+                self.is_stuck(index);
             }
         }
     }
 
-    fn is_stuck(&self) -> bool {
-        !self.state().stuck.is_empty()
+    fn is_stuck(&self, index: u16) {
+        self.state().stuck.insert(index);
+        self.got_stuck.notify_one();
+    }
+
+    /// Takes apart what could not be before, until cancelled.
+    pub(crate) async fn keep_clear(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.got_stuck.notified() => {}
+            }
+            while !self.state().stuck.is_empty() {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(RETRY) => self.clear_stuck().await,
+                }
+            }
+        }
     }
 
     /// Tries those again that could not be taken apart.

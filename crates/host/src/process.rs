@@ -371,8 +371,9 @@ impl Process {
 }
 
 impl Process {
-    /// How long the threads whose names begin with `prefix` have run on a processor so far; none if there are none, or
-    /// if the process was stopped by a signal (`proc_pid_stat(5)`, `proc_pid_schedstat` of `sched-stats.rst`).
+    /// How long the threads whose names begin with `prefix` have run on a processor, or waited for one, so far; none if
+    /// there are none, or if the process was stopped by a signal (`proc_pid_stat(5)`, and `/proc/PID/schedstat` in the
+    /// kernel's `sched-stats.rst`).
     ///
     /// # Errors
     /// When that cannot be read, as when it has ended.
@@ -388,9 +389,12 @@ impl Process {
             let thread = thread?.path();
             if fs::read_to_string(thread.join("comm"))?.starts_with(prefix) {
                 let schedstat = fs::read_to_string(thread.join("schedstat"))?;
-                let ran = schedstat.split(' ').next().and_then(|ns| ns.parse().ok());
-                let ran = ran.ok_or(io::ErrorKind::InvalidData)?;
-                *time.get_or_insert(Duration::ZERO) += Duration::from_nanos(ran);
+                let mut ns = schedstat.split(' ').map_while(|ns| ns.parse().ok());
+                let (Some(ran), Some(waited)) = (ns.next(), ns.next()) else {
+                    return Err(io::ErrorKind::InvalidData.into());
+                };
+                *time.get_or_insert(Duration::ZERO) +=
+                    Duration::from_nanos(ran) + Duration::from_nanos(waited);
             }
         }
         Ok(time)

@@ -136,7 +136,10 @@ fn a_watch_that_missed_something_says_so() {
         nft("add table inet other; add set inet other many { type mark; }");
         let elements: Vec<_> = (0..5000).map(|mark| mark.to_string()).collect();
         let elements = format!("element inet other many {{ {} }}", elements.join(", "));
-        nft(&format!("add {elements}; delete {elements}; delete table inet other"));
+        for _ in 0..16 {
+            nft(&format!("add {elements}; delete {elements}"));
+        }
+        nft("delete table inet other");
         assert!(lost(&watch), "more was said than there is room for");
         assert!(!host.restore().unwrap());
         assert_eq!(ruleset(), rules);

@@ -43,6 +43,9 @@ fn as_many_slots_as_there_can_be_are_let_out_at_once() {
         let host = HostNetwork::take_over(None, &keep).unwrap();
         let rules = ruleset(&NetNs::current().unwrap());
         assert_eq!(rules.matches("\" . 198.1").count(), keep.len());
+        let watch = host.watch().unwrap();
+        assert!(!host.restore().unwrap());
+        assert!(!watch.lost().unwrap(), "what that says would have it done again, for ever");
         // As if it were killed: there is nothing of those slots but this.
         std::mem::forget(host);
         sweep_network(&[]).unwrap();

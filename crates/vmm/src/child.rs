@@ -85,7 +85,7 @@ impl Child {
         self.process.output()
     }
 
-    /// How long its threads called so have run; none if it is stopped, or that cannot be said.
+    /// How long its threads called so have run or waited to be run; none if it is stopped, or that cannot be said.
     pub(crate) fn time_of_threads(&self, prefix: &str) -> Option<Duration> {
         self.process.time_of_threads(prefix).ok().flatten()
     }

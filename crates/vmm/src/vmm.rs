@@ -256,9 +256,14 @@ pub trait MicroVm: Send + Sync + fmt::Debug {
     /// Completes when the VMM process has ended, by itself or killed. Any number of callers may wait.
     async fn exited(&self) -> Exit;
 
-    /// How long the guest's processors have run so far, where the VMM runs on when its guest has switched itself off:
-    /// a guest that neither runs nor answers is of no use any more. None where the VMM ends then, and while it is
-    /// stopped by a signal.
+    /// Whether the VMM ends when its guest switches itself off. Where not, a guest that neither runs nor answers is of no
+    /// use any more.
+    fn ends_with_guest(&self) -> bool {
+        true
+    }
+
+    /// How long the guest's processors have run, or waited to be run by the host, so far; none if that cannot be said, as
+    /// while the VMM is stopped by a signal.
     fn guest_time(&self) -> Option<Duration> {
         None
     }

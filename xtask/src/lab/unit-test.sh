@@ -7,6 +7,9 @@ api=http://127.0.0.1:8080
 fail() { echo "unit: $*" >&2; journal; exit 1; }
 journal() { systemctl status --no-pager --lines=0 manta >&2 || true; tail -n 40 out/systemd.log out/unit.log >&2 || true; }
 trap 'fail "line $LINENO failed"' ERR
+# However this ends, all that systemd runs goes with it; SIGTERM it would ignore.
+systemd=
+trap '[ -z "$systemd" ] || kill -KILL "$systemd"' EXIT
 
 install -D manta /usr/local/bin/manta
 install -D firecracker /usr/local/bin/firecracker
@@ -56,7 +59,4 @@ post /exec "{\"sandbox_id\":\"$id\",\"cmd\":\"cat /root/kept\"}" | grep -q '"std
 systemctl stop manta || fail "it did not stop"
 ! pgrep firecracker > /dev/null || fail "left: $(pgrep --list-full firecracker)"
 ! nft list tables | grep -q manta || fail "left: $(nft list tables)"
-# All that it runs goes with it. SIGTERM would be ignored.
-kill -KILL $systemd
-wait $systemd || true
 echo "unit: started, used, killed and back with its sandbox, stopped: ${version%% (*}"

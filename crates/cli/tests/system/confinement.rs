@@ -128,6 +128,24 @@ fn what_a_killed_server_left_in_cgroups_is_swept() {
 }
 
 #[test]
+fn a_server_without_limits_removes_the_cgroups_of_what_it_takes_back() {
+    let _host = Host::enter();
+    let server = Server::start();
+    if lacks_cgroups(&server) {
+        return;
+    }
+    let id = server.create();
+    let groups = groups(only_vmm(&server), &id);
+    let mut next = Server::in_dir(server.kill(), &[("MANTA_CGROUP", "off")]);
+    assert_eq!(next.stdout(&id, "echo here"), "here");
+    assert!(!groups.is_empty() && groups.iter().all(|group| group.exists()), "{groups:?}");
+    next.destroy(&id).ok();
+    assert!(groups.iter().all(|group| !group.exists()), "left: {groups:?}");
+    next.stop();
+    assert_eq!(next.cgroups(), BTreeSet::new());
+}
+
+#[test]
 fn limits_can_be_demanded_or_done_without() {
     let _host = Host::enter();
     match Server::try_with(&[("MANTA_CGROUP", "required"), ("MANTA_ENABLE_SNAPSHOTS", "0")]) {

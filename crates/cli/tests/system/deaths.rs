@@ -2,14 +2,15 @@
 //! has the right state and reason within a bounded time, and takes nobody else along.
 
 use std::fs::{self, File};
+use std::net::TcpStream;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Host, Server, eventually, on_firecracker, scaled, signal};
+use crate::harness::{Answer, Host, Server, answer, eventually, on_firecracker, scaled, send, signal};
 
 /// For a sandbox to be known as failed.
 const NOTICED: u64 = 20;
@@ -75,6 +76,10 @@ fn a_guest_that_powers_off_is_noticed() {
         let (id, other) = (server.create(), server.create());
         let limited = json!({"sandbox_id": id, "cmd": OFF, "timeout_ms": scaled(1).as_millis() as u64});
         server.post("/exec", &limited).error(504, "guest_timeout");
+        // Two looks, 20 s apart, each as long as a call may take.
+        eventually("it is noticed", Duration::from_secs(90).max(scaled(NOTICED)), || {
+            sandbox(&server, &id)["state"] == "failed"
+        });
         let reason = reason(&server, &id);
         assert!(reason.contains("neither runs nor answers"), "{reason}");
         assert_eq!((server.stdout(&other, "echo fine"), server.vmms().len()), ("fine".to_owned(), 1));
@@ -193,9 +198,16 @@ fn a_server_without_descriptors_refuses_new_work_and_recovers() {
     assert!(message.contains("file descriptors"), "{message}");
     assert_eq!(server.stdout(&id, "echo alive"), "alive");
     // None at all to open what is to be removed with: its guest is dead all the same, and the rest goes when it can.
-    limit(Some(u64::try_from(server.descriptors() + 1).expect("a number"))).expect("limit it more");
-    server.destroy(&gone).ok();
-    assert_eq!(server.vmms(), [server.vmm_of(&id)]);
+    limit(most).expect("lift the limit");
+    let before = server.descriptors();
+    let mut connection = TcpStream::connect(server.address).expect("connect");
+    eventually("it is accepted", scaled(10), || server.descriptors() > before);
+    let vmm = server.vmm_of(&id);
+    limit(Some(3)).expect("limit it to nothing");
+    let body = json!({"sandbox_id": gone}).to_string();
+    send(&mut connection, "POST", "/destroy", "content-type: application/json\r\n", body.as_bytes());
+    answer(connection).ok();
+    assert_eq!((server.vmms(), server.sandbox_dirs()), (vec![vmm], 2));
     limit(most).expect("lift the limit");
     eventually("nothing is left of what was destroyed meanwhile", scaled(30), || {
         let groups = server.cgroups();

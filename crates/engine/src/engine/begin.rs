@@ -158,7 +158,8 @@ impl Engine {
                 warn!(%error, "a new sandbox is of no use; another is made");
                 clock.passed("lost");
                 let id = SandboxId::from_random(random()?);
-                let place = self.place_or_another(None, wish)?;
+                // What went wrong says more than that there is no room to try it again.
+                let Ok(place) = self.place_or_another(None, wish) else { return Err(error) };
                 self.bring_up(id, start, wish, Resources::default(), place, clock).await
             }
             outcome => outcome,

@@ -39,6 +39,7 @@ impl Engine {
             }
         }
         tasks.spawn(shared.slots.clone().keep_full(shared.stop.clone()));
+        tasks.spawn(shared.slots.clone().keep_clear(shared.stop.clone()));
         tasks.spawn(self.prepared.clone().keep_full(shared.clone()));
         tasks.spawn(self.warm.clone().keep_full(shared.clone()));
         any

@@ -238,7 +238,7 @@ impl Resources {
             Ok(session)
         };
         // A restored guest that fails is replaced, once: both together have the time that a boot has.
-        let tries = if matches!(way, Way::Boot) { 1 } else { RESTORES };
+        let tries = if matches!(way, Way::Restore) { RESTORES } else { 1 };
         let limit = config.agent_wait_timeout / tries;
         let up = tokio::select! {
             up = tokio::time::timeout(limit, up) => up,

@@ -6,10 +6,14 @@ use std::time::Duration;
 use tokio_util::task::TaskTracker;
 
 use super::Resources;
+use crate::agent::AgentError;
 use crate::shared::Shared;
 
 /// Between looks at a guest that does nothing for anybody.
 const LOOK: Duration = Duration::from_secs(20);
+
+/// So many in a row must find it standing still.
+const LOOKS: u32 = 2;
 
 /// A guest that has not answered for a while is busy, and no more than that, if it ran for more than one part of so many.
 const IDLE_PARTS: u32 = 100;
@@ -30,18 +34,20 @@ impl Resources {
         let limit = shared.config.agent_call_timeout;
         async move {
             let (Some(vm), Some(session)) = (vm, session) else { return std::future::pending().await };
-            if vm.guest_time().is_none() {
+            if vm.ends_with_guest() {
                 return std::future::pending().await;
             }
-            loop {
+            let mut in_a_row = 0;
+            while in_a_row < LOOKS {
                 tokio::time::sleep(LOOK).await;
                 let before = vm.guest_time();
-                if jobs.is_empty() && session.ping(limit).await.is_err() && jobs.is_empty() {
-                    let ran = before.zip(vm.guest_time()).map(|(before, after)| after.saturating_sub(before));
-                    if ran.is_some_and(|ran| ran < limit / IDLE_PARTS) {
-                        return;
-                    }
-                }
+                // A session that ended is somebody else's affair.
+                let is_silent = jobs.is_empty()
+                    && matches!(session.ping(limit).await, Err(AgentError::Timeout(_)))
+                    && jobs.is_empty();
+                let ran = before.zip(vm.guest_time()).map(|(before, after)| after.saturating_sub(before));
+                let stands_still = is_silent && ran.is_some_and(|ran| ran < limit / IDLE_PARTS);
+                in_a_row = if stands_still { in_a_row + 1 } else { 0 };
             }
         }
     }

@@ -125,7 +125,7 @@ impl HostNetwork {
         self.netns.run(TableWatch::open)?
     }
 
-    /// Puts the table back, with all that it is to let out, if it is gone or another; changes nothing if not. Tells
+    /// Puts the table back, with all that it is to let out, if it is gone or another; if not, nothing changes for a packet. Tells
     /// whether that was necessary since the last call, by this or to let out a new slot; it is logged.
     ///
     /// # Errors

@@ -29,7 +29,7 @@ const TO_SANDBOX: &str = "to_sandbox";
 const INSTALL: &str = "install the nftables table";
 
 /// Puts the table into force in the namespace of these sockets, in place of one with other rules, and lets out the slots
-/// `admitted` and no others; tells whether it was not there. Without an egress interface nothing is forwarded from
+/// `admitted` and no others. Without an egress interface nothing is forwarded from
 /// or to a sandbox. At no moment is more let out than one of the two tables allows, and nothing is lost if both are the
 /// same.
 pub(super) fn install(
@@ -37,12 +37,13 @@ pub(super) fn install(
     look: &mut NetlinkSocket,
     egress: Option<&Egress>,
     admitted: &BTreeSet<u16>,
-) -> Result<bool, NetError> {
+) -> Result<(), NetError> {
     let comment = comment(egress);
     let missing = TABLE.comment_by(look)?.as_ref() != Some(&comment);
     let mut batch = Batch::new();
     if missing {
-        if !admitted.is_empty() {
+        // One that is shut already would be open for a moment if it were shut anew.
+        if !admitted.is_empty() && SHUT.comment_by(look)?.is_none() {
             shut(nft)?;
         }
         batch.replace_table(TABLE, &comment);
@@ -54,8 +55,12 @@ pub(super) fn install(
     add_sandboxes(&mut batch, admitted.iter().copied());
     batch.commit(nft, INSTALL)?;
     // Also if an earlier server died in between.
-    open_again(nft)?;
-    Ok(missing)
+    open_again(nft)
+}
+
+/// Whether the table is there, with these rules.
+pub(super) fn in_force(look: &mut NetlinkSocket, egress: Option<&Egress>) -> Result<bool, NetError> {
+    Ok(TABLE.comment_by(look)?.as_ref() == Some(&comment(egress)))
 }
 
 /// Tells a later server what the egress interface was like, and which rules these are.

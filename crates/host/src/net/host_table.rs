@@ -49,22 +49,11 @@ impl HostTable {
         host_rules::expel(&self.nft, index)
     }
 
-    /// Makes sure that it is as it should be, and tells whether it was not since the last call.
+    /// Makes sure that it is as it should be, and tells whether it was gone since the last call.
     pub(super) fn restore(&mut self, egress: Option<&Egress>) -> Result<bool, NetError> {
         self.put_back(egress)?;
-        Ok(std::mem::take(&mut self.was_gone))
-    }
-
-    pub(super) fn remove(&mut self) -> Result<(), NetError> {
-        host_rules::remove(&self.nft)
-    }
-
-    fn put_back(&mut self, egress: Option<&Egress>) -> Result<(), NetError> {
-        let mut install = || host_rules::install(&self.nft, &mut self.look, egress, &self.admitted);
-        // Whoever loads a firewall anew may delete all that is there twice, and this when it was just seen.
-        let installed = install().or_else(|error| if error.is_missing() { install() } else { Err(error) });
-        if installed? {
-            self.was_gone = true;
+        let was_gone = std::mem::take(&mut self.was_gone);
+        if was_gone {
             tracing::warn!(
                 sandboxes = self.admitted.len(),
                 "somebody has deleted the nftables table `inet manta`, which keeps sandboxes from this host and from \
@@ -72,7 +61,18 @@ impl HostTable {
                  are instead of flushing them"
             );
         }
-        Ok(())
+        Ok(was_gone)
+    }
+
+    pub(super) fn remove(&mut self) -> Result<(), NetError> {
+        host_rules::remove(&self.nft)
+    }
+
+    fn put_back(&mut self, egress: Option<&Egress>) -> Result<(), NetError> {
+        self.was_gone |= !host_rules::in_force(&mut self.look, egress)?;
+        let mut install = || host_rules::install(&self.nft, &mut self.look, egress, &self.admitted);
+        // Whoever loads a firewall anew may delete all that is there twice, and this when it was just seen.
+        install().or_else(|error| if error.is_missing() { install() } else { Err(error) })
     }
 }
 

@@ -92,7 +92,7 @@ impl NetSlot {
         match adopt() {
             Ok(netns) => Ok(Self { host: Arc::clone(host), index, netns, inside: None, destroyed: false }),
             Err(error) => {
-                if let Err(left) = Self::remove_from(host, index, false) {
+                if let Err(left) = Self::remove_or_keep(host, index, false) {
                     tracing::warn!(
                         index,
                         error = &left as &dyn std::error::Error,

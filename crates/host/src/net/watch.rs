@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use netlink_bindings::builtin::Nlmsghdr;
 use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 
 use super::host_rules::TABLE;
@@ -14,6 +15,10 @@ use super::{NetError, NftError};
 const CHANGES: u32 = 1 << (7 - 1);
 /// More than the kernel ever puts in one datagram (`NLMSG_GOODSIZE`, 8 KiB at most).
 const DATAGRAM_BYTES: usize = 32 * 1024;
+
+/// Room for what is said when the table is put back with as many slots as there can be, two messages of some 100 bytes
+/// for each: with less, putting it back would be followed by [`TableWatch::lost`], for ever. Allocated as it fills.
+const BUFFER_BYTES: usize = 8 * 1024 * 1024;
 
 /// Tells of the host's table that it may be gone: its descriptor is readable then, and at other times.
 #[derive(Debug)]
@@ -26,7 +31,11 @@ impl TableWatch {
     pub(super) fn open() -> Result<Self, NetError> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::NETFILTER));
-        let subscribed = socket.and_then(|fd| bind(&fd, &SocketAddrNetlink::new(0, CHANGES)).map(|()| fd));
+        let subscribed = socket.and_then(|fd| {
+            set_socket_recv_buffer_size_force(&fd, BUFFER_BYTES)?;
+            bind(&fd, &SocketAddrNetlink::new(0, CHANGES))?;
+            Ok(fd)
+        });
         subscribed.map(|fd| Self { fd }).map_err(error)
     }
 

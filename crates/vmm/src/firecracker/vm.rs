@@ -198,6 +198,10 @@ impl MicroVm for FirecrackerVm {
         self.printed()
     }
 
+    fn ends_with_guest(&self) -> bool {
+        false
+    }
+
     fn guest_time(&self) -> Option<Duration> {
         self.child.time_of_threads(VCPU_THREADS)
     }
