@@ -94,7 +94,7 @@ fn a_vmm_killed_for_its_memory_is_known_for_it_and_takes_nobody_along() {
         server.info(&id).is_some_and(|info| info["state"] == "failed")
     });
     let reason = server.info(&id).expect("it is listed")["reason"].to_string();
-    assert!(reason.contains("more than its 456 MiB of memory"), "{reason}");
+    assert!(reason.contains("more than its 48 MiB of memory"), "{reason}");
     // It fails when its VMM is dead; what that leaves is removed after that.
     eventually("its cgroups are gone", scaled(20), || groups.iter().all(|group| !group.exists()));
     assert_eq!(server.stdout(&other, "echo fine"), "fine");
