@@ -77,7 +77,8 @@ fn native(filter: Option<&str>) -> Result<Count> {
 fn in_lab() -> Result<(Count, Vec<String>)> {
     let step = Step::begin_talking("lab tests", "the whole-system tests on Firecracker");
     let mut count = Count::default();
-    let SystemTests { status, repeated } = lab::run_system_tests(lab::LIMIT, |line| count.look(line))?;
+    let SystemTests { status, repeated } =
+        lab::run_system_tests(lab::PROCESSORS, lab::LIMIT, |line| count.look(line))?;
     // What counts of these is the second time.
     count.failed = count.failed.saturating_sub(u64::try_from(repeated.len())?);
     if status != 0 || count.passed == 0 {

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
@@ -28,8 +29,8 @@ const LOCK: &str = "lock";
 pub(crate) enum Job {
     /// Nothing: straight to the shell.
     Nothing,
-    /// The whole-system tests, then a benchmark.
-    SystemTests,
+    /// One half of the whole-system tests, by its name in `system-tests.sh`, and what comes with it.
+    SystemTests(&'static str),
     /// A program and its arguments.
     Command(Vec<String>),
 }
@@ -38,7 +39,7 @@ impl Job {
     fn runs_system_tests(&self) -> bool {
         match self {
             Self::Nothing => false,
-            Self::SystemTests => true,
+            Self::SystemTests(_) => true,
             Self::Command(words) => words.iter().any(|word| word.contains("./system")),
         }
     }
@@ -66,6 +67,9 @@ impl Payload {
 
 /// Collects everything into a new disk.
 pub(super) fn make(job: &Job, keep: bool, firecracker: &Firecracker) -> Result<Payload> {
+    // One after the other: what another has made and not locked yet would be taken for abandoned.
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     let system_tests = job.runs_system_tests().then(artifacts::build_system_tests).transpose()?;
     let step = Step::begin("lab payload", "collecting programs and artifacts");
     let runs = place::ensure_dir(place::target().join("lab"))?;
@@ -113,7 +117,7 @@ pub(super) fn make(job: &Job, keep: bool, firecracker: &Firecracker) -> Result<P
 fn argv(job: &Job) -> Result<String> {
     let words: &[String] = match job {
         Job::Nothing => &["true".into()],
-        Job::SystemTests => &["/srv/manta/lab/system-tests".into()],
+        Job::SystemTests(half) => &["/srv/manta/lab/system-tests".into(), (*half).to_owned()],
         Job::Command(words) => words,
     };
     if words.iter().any(|word| word.contains('\0')) {

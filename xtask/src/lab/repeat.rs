@@ -3,7 +3,7 @@
 //! told from what Manta or a guest does by Firecracker's word on it. Decides only; runs nothing.
 
 /// More than so many are not a rare defect.
-const MOST: usize = 3;
+pub(super) const MOST: usize = 3;
 
 /// Firecracker's word on a processor that KVM reports as shut down (`KVM_EXIT_SHUTDOWN`).
 const SHUT_DOWN: &str = "Received KVM_EXIT_SHUTDOWN signal";

@@ -2,6 +2,7 @@
 //! has the right state and reason within a bounded time, and takes nobody else along.
 
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -199,10 +200,17 @@ fn a_server_without_descriptors_refuses_new_work_and_recovers() {
     assert_eq!(server.stdout(&id, "echo alive"), "alive");
     // None at all to open what is to be removed with: its guest is dead all the same, and the rest goes when it can.
     limit(most).expect("lift the limit");
-    let before = server.descriptors();
-    let mut connection = TcpStream::connect(server.address).expect("connect");
-    eventually("it is accepted", scaled(10), || server.descriptors() > before);
     let vmm = server.vmm_of(&id);
+    let mut connection = TcpStream::connect(server.address).expect("connect");
+    connection.set_read_timeout(Some(scaled(60))).expect("set a time limit");
+    // Answered, it has been accepted.
+    connection.write_all(b"HEAD /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").expect("ask");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        connection.read_exact(&mut byte).expect("an answer");
+        head.extend(byte);
+    }
     limit(Some(3)).expect("limit it to nothing");
     let body = json!({"sandbox_id": gone}).to_string();
     send(&mut connection, "POST", "/destroy", "content-type: application/json\r\n", body.as_bytes());
