@@ -41,16 +41,14 @@ impl Limits {
                 Cgroups::set_up(&tree_name(&config.work_dir)?, config.cpu_weight, &each)
             }
         };
-        if config.cgroup_mode == CgroupMode::Required && !cgroups.missing().is_empty() {
-            let missing = cgroups.missing().join("; ");
-            // Stays if an earlier server left something in it, for a start that sweeps.
-            if let Err(error) = cgroups.tear_down() {
-                debug!(error = chain(&error), "a tree of cgroups stays");
-            }
+        let limits = Self { each, cgroups };
+        let missing = limits.cgroups.missing();
+        if config.cgroup_mode == CgroupMode::Required && !missing.is_empty() {
+            let missing = missing.join("; ");
             return Err(StartError::host("limit VMMs as MANTA_CGROUP=required demands")(missing));
         }
-        info!(?each, dirs = ?cgroups.dirs(), "limits of a VMM");
-        Ok(Self { each, cgroups })
+        info!(?each, dirs = ?limits.cgroups.dirs(), "limits of a VMM");
+        Ok(limits)
     }
 
     /// The group of a new sandbox's VMM.
@@ -73,6 +71,15 @@ impl Limits {
         // The group's, which may have been made with other settings than today's.
         let limit = group.memory_limit().map_or("limit".to_owned(), |bytes| format!("{} MiB", bytes >> 20));
         Some(format!("the host's kernel killed the VMM, which used more than its {limit} of memory"))
+    }
+}
+
+impl Drop for Limits {
+    /// For a start that fails later. Does nothing to a tree that an earlier server left something in, or that is gone.
+    fn drop(&mut self) {
+        if let Err(error) = self.cgroups.tear_down() {
+            debug!(error = chain(&error), "a tree of cgroups stays");
+        }
     }
 }
 
